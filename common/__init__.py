@@ -1,0 +1,1 @@
+"""What every room needs and nothing depends on: user errors, atomic files, process groups."""

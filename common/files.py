@@ -1,0 +1,77 @@
+"""Files are written beside their target and renamed: a crash leaves the old one or the new one."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+
+from common.errors import UserError
+
+_CANNOT_WRITE = {
+    errno.ENOSPC: "the disk is full; free some space and run again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run again",
+    errno.EACCES: "no permission to write there; choose another folder",
+    errno.EROFS: "the folder is read-only; choose another folder",
+}
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yield a temporary path in the target's folder; rename it to `path` on success, remove it on failure.
+
+    Args:
+        path (str): the file to write. Its folder is made if it is not there.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    path = os.path.abspath(path)
+    temporary = None
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
+        os.close(handle)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private; a data set is for everybody
+        yield temporary
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as failure:
+        if failure.errno in _CANNOT_WRITE:
+            raise UserError(f"{path}: cannot be written: {_CANNOT_WRITE[failure.errno]}") from failure
+        raise
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def write_json(path, content):
+    """Write `content` (plain data) to `path` as JSON."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_json(path):
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is missing or is no JSON.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as mistake:
+        raise UserError(f"{path}: is no JSON file ({mistake}); remove it or write it again") from None
+
+
+def file_sha256(path):
+    """The SHA-256 of a file, as a hex string."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
