@@ -1,0 +1,155 @@
+"""Batches of whole sequences, all of whose positions are predicted in one pass of the encoder.
+
+A batch holds integers only: item ids, which positions are scored, their targets. It knows no features.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from data.augment import augment
+
+_BUCKETS = (4, 8, 12, 16, 24, 32, 50)  # sequences of a batch are padded to the longest of their bucket
+
+
+@dataclasses.dataclass
+class SequenceBatch:
+    """What the model learns from in one step.
+
+    Attributes:
+        items (list of int64 [S_b, L_b]): item ids by bucket, left-aligned, padded with 0 on the right.
+        scored (list of int64 [P_b]): which of a bucket's S_b * L_b positions are scored.
+        targets (int64 [P]): the item that follows each scored position, buckets one after another.
+        weights (float32 [P] or None): how often each prediction counts; None where all count once.
+        owners (int64 [P]): the user that a prediction belongs to, by number.
+        augmented_items, augmented_scored: the second view of pre-training, in the same order; None in fine-tuning.
+    """
+
+    items: list
+    scored: list
+    targets: torch.Tensor
+    weights: torch.Tensor | None
+    owners: torch.Tensor
+    augmented_items: list | None = None
+    augmented_scored: list | None = None
+
+    def __len__(self):
+        return len(self.targets)
+
+    def to(self, device):
+        """The same batch on another device."""
+        moved = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                moved[field.name] = [tensor.to(device, non_blocking=True) for tensor in value]
+            else:
+                moved[field.name] = None if value is None else value.to(device, non_blocking=True)
+        return SequenceBatch(**moved)
+
+
+class SequenceBatches:
+    """Iterates over an epoch's batches in an order that seed and epoch fix.
+
+    Args:
+        sequences (Sequences): what to learn.
+        batch_size (int): predictions per batch, over all processes; batches come within half a sequence of it.
+        window (int): items of history that a prediction may see.
+        mode (str): `sequences` scores all positions of a sequence in one pass; `rows` encodes every prefix by itself,
+            as the published code does. Both give the same numbers where no sequence is longer than the window.
+        stride (int): beyond the window, how many predictions share one encoded stretch of `window` items. 1 is exact
+            (each prediction sees its `window` newest items); with more, it sees at least window - stride + 1.
+        seed (int): of the order and the augmentation.
+        augment_ratios (dict or None): `item_drop_ratio` and `item_drop_coefficient` of a second,
+            augmented view of each sequence.
+        n_items (int): the catalogue's size, which the ids of shortened texts are above.
+        rank, world_size (int): each process takes every world_size-th sequence of the global batch.
+    """
+
+    def __init__(self, sequences, batch_size, window, mode="sequences", stride=1, seed=2020, augment_ratios=None,
+                 n_items=0, rank=0, world_size=1, shuffle=True):
+        self.sequences, self.batch_size, self.seed = sequences, batch_size, seed
+        self.augment_ratios, self.n_items = augment_ratios, n_items
+        self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
+        self.starts, self.ends, self.firsts, self.owners = cut_windows(sequences, window, mode, stride)
+        running = np.concatenate([[0], np.cumsum(sequences.weights > 0)])
+        self.predictions = running[self.ends + 1] - running[self.firsts]
+        self.weighted = bool((sequences.weights > 1).any())
+        self.epoch = 0
+
+    def __len__(self):
+        return max(1, round(int(self.predictions.sum()) / self.batch_size))
+
+    def set_epoch(self, epoch):
+        """Choose the epoch (from 0 on) that the next iteration goes through."""
+        self.epoch = epoch
+
+    def __iter__(self):
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(len(self.starts)) if self.shuffle else np.arange(len(self.starts))
+        done = np.cumsum(self.predictions[order])
+        cuts = np.searchsorted(done, done[-1] * np.arange(1, len(self)) / len(self))
+        for number, part in enumerate(np.split(order, cuts)):
+            # the augmentation has a generator of its own for each rank, so no two sequences share a draw
+            own = np.random.default_rng([self.seed, self.epoch, number, self.rank, 1])
+            mine = part[self.rank :: self.world_size]
+            # a process that gets nothing of a small batch encodes a sequence without scoring it: all must take part
+            yield self.make(mine, own) if len(mine) else self.make(part[:1], own, mute=True)
+
+    def make(self, windows, generator=None, mute=False):
+        """Build the batch of some windows; with `mute`, none of its positions is scored. Returns SequenceBatch."""
+        lengths = self.ends[windows] - self.starts[windows]
+        by_length = np.argsort(lengths, kind="stable")
+        windows, lengths = windows[by_length], lengths[by_length]
+        cuts = np.unique(np.searchsorted(lengths, _BUCKETS[:-1], side="right"))
+        parts = [self._bucket(bucket, generator, mute) for bucket in np.split(windows, cuts) if len(bucket)]
+        columns = {name: [torch.from_numpy(part[name]) for part in parts] for name in parts[0]}
+        return SequenceBatch(
+            columns["items"], columns["scored"], torch.cat(columns["targets"]),
+            torch.cat(columns["weights"]).float() if self.weighted else None, torch.cat(columns["owners"]),
+            columns["augmented_items"] if self.augment_ratios else None,
+            columns["augmented_scored"] if self.augment_ratios else None)
+
+    def _bucket(self, windows, generator, mute):
+        """The arrays of some windows of similar length."""
+        items, weights = self.sequences.items, self.sequences.weights
+        starts, ends = self.starts[windows, None], self.ends[windows, None]
+        target = starts + 1 + np.arange(int((ends - starts).max()))  # [S, L], the flat index of each position's target
+        inside = target <= ends
+        ids = np.where(inside, items[np.where(inside, target - 1, 0)], 0).astype(np.int64)
+        wanted = inside & (target >= self.firsts[windows, None]) & (not mute)
+        wanted[wanted] = weights[target[wanted]] > 0
+        scored = np.flatnonzero(wanted)
+        chosen = target[wanted]
+        part = {"items": ids, "scored": scored, "targets": items[chosen].astype(np.int64),
+                "weights": weights[chosen].astype(np.int64),
+                "owners": self.sequences.users[self.owners[windows]][scored // ids.shape[1]]}
+        if self.augment_ratios:
+            part["augmented_items"], part["augmented_scored"] = augment(
+                ids, scored, self.n_items, generator, **self.augment_ratios)
+        return part
+
+
+def cut_windows(sequences, window, mode, stride):
+    """Cut sequences into what one pass of the encoder reads.
+
+    Returns:
+        starts, ends, firsts, owners (int64 [W]): a window reads `items[start:end]` and predicts those of
+        `items[first:end + 1]` that have a weight, each from what stands before it; its sequence.
+    """
+    if mode == "rows":
+        ends = np.flatnonzero(sequences.weights)
+        owners = np.searchsorted(sequences.offsets, ends, side="right") - 1
+        return np.maximum(sequences.offsets[owners], ends - window), ends, ends, owners
+    begin, stop = sequences.offsets[:-1], sequences.offsets[1:]
+    beyond = np.maximum(stop - begin - 1 - window, 0)  # predictions whose history is longer than the window
+    extra = -(-beyond // stride)
+    owners = np.repeat(np.arange(len(sequences)), 1 + extra)
+    number = np.arange(len(owners)) - np.repeat(np.cumsum(1 + extra) - 1 - extra, 1 + extra)
+    ends = np.minimum(begin[owners] + window + number * stride, stop[owners] - 1)
+    firsts = np.where(number == 0, begin[owners] + 1, begin[owners] + window + (number - 1) * stride + 1)
+    starts = np.maximum(begin[owners], ends - window)
+    running = np.concatenate([[0], np.cumsum(sequences.weights > 0)])
+    useful = running[ends + 1] > running[firsts]
+    return starts[useful], ends[useful], firsts[useful], owners[useful]

@@ -1,0 +1,1 @@
+"""Set-up shared by all commands, the training loop, checkpoints, evaluation."""

@@ -1,0 +1,212 @@
+"""Checkpoints: weights and plain data. Loading runs nothing that a file names, and accounts for every tensor."""
+
+import collections
+import logging
+import os
+import pickle
+import types
+import zipfile
+
+import numpy as np
+import torch
+
+from common.errors import UserError
+from common.files import atomic_path
+
+FORMAT = "unisrec-1"
+_EXPERT = "moe_adaptor.experts"
+_SIZES = {  # which setting a tensor's shape tells, and where
+    "hidden_size": ("LayerNorm.weight", 0),
+    "inner_size": ("trm_encoder.layer.0.feed_forward.dense_1.weight", 0),
+    "MAX_ITEM_LIST_LENGTH": ("position_embedding.weight", 0),
+    "n_exps": ("moe_adaptor.experts.bias", 0),
+    "text width (encoder)": ("moe_adaptor.experts.bias", 1),
+}
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(path, model, config, epoch, item_tokens=None, **more):
+    """Write a checkpoint.
+
+    Args:
+        path (str): the file.
+        model (torch.nn.Module): its state dict is stored.
+        config (Config): stored as plain data.
+        epoch (int): epochs done.
+        item_tokens (sequence of str or None): what row i of the id embedding stands for; needed where there is one.
+        more: further plain data or tensors (optimizer, generators, progress of the training).
+    """
+    content = {"format": FORMAT, "model": config["model"], "train_stage": config["train_stage"], "epoch": epoch,
+               "config": config.plain(), "state_dict": model.state_dict(),
+               "item_tokens": None if item_tokens is None else [str(token) for token in item_tokens], **more}
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def read_checkpoint(path):
+    """Read a checkpoint of this project, or one of the published code, onto the CPU.
+
+    Returns:
+        dict: `state_dict` in this project's layout, `epoch`, `item_tokens` (None where the file has none), `config`,
+        and whatever else the file holds.
+
+    Raises:
+        UserError: the file is missing, broken, or no checkpoint.
+    """
+    if not os.path.isfile(path):
+        folder = os.path.dirname(os.path.abspath(path))
+        there = sorted(name for name in os.listdir(folder) if name.endswith(".pth")) if os.path.isdir(folder) else []
+        raise UserError(f"{path}: no such checkpoint (found in {folder}: {', '.join(there) or 'none'}); "
+                        "python pretrain.py makes one")
+    try:
+        content = torch.load(path, map_location="cpu", pickle_module=_data_only_pickle(), weights_only=False)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, zipfile.BadZipFile, OSError, ValueError, KeyError,
+            AttributeError, TypeError, IndexError) as mistake:
+        reason = str(mistake).splitlines()[0] if str(mistake) else type(mistake).__name__
+        raise UserError(f"{path}: cannot be read as a checkpoint ({os.path.getsize(path)} bytes; {reason}); "
+                        "it is truncated or of another kind, fetch or make it again") from None
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise UserError(f"{path}: holds no state_dict with tensors; expected a checkpoint of pretrain.py or finetune.py")
+    content = dict(content)
+    content["state_dict"] = from_published_layout(state)
+    content.setdefault("item_tokens", None)
+    return content
+
+
+def from_published_layout(state):
+    """Turn a published state dict (one module per expert, features inside) into this project's. Returns a dict.
+
+    A dict that is in this project's layout already comes back as it is; a `module.` prefix, left by
+    DistributedDataParallel, goes.
+    """
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    experts = sorted({int(name.split(".")[2]) for name in state
+                      if name.startswith(f"{_EXPERT}.") and name.split(".")[2].isdigit()})
+    result = {name: tensor for name, tensor in state.items()
+              if not (name.startswith(f"{_EXPERT}.") and name.split(".")[2].isdigit())
+              and name != "plm_embedding.weight"}  # the features belong to the data, which bring their own
+    if experts:
+        result[f"{_EXPERT}.bias"] = torch.stack([state[f"{_EXPERT}.{e}.bias"] for e in experts])
+        result[f"{_EXPERT}.weight"] = torch.stack([state[f"{_EXPERT}.{e}.lin.weight"] for e in experts])
+    return result
+
+
+def to_published_layout(state):
+    """The other way round: one entry per expert. Returns a dict (without `plm_embedding.weight`)."""
+    result = {name: tensor for name, tensor in state.items() if not name.startswith(f"{_EXPERT}.")}
+    for expert, (bias, weight) in enumerate(zip(state[f"{_EXPERT}.bias"], state[f"{_EXPERT}.weight"], strict=True)):
+        result[f"{_EXPERT}.{expert}.bias"], result[f"{_EXPERT}.{expert}.lin.weight"] = bias, weight
+    return result
+
+
+def load_weights(model, checkpoint, path, item_tokens=None):
+    """Load a checkpoint's weights into a model; every tensor must be loaded, expected new or expected absent.
+
+    Expected new: the id embedding, when a checkpoint without one goes into the transductive stage.
+
+    Args:
+        model (torch.nn.Module): gets the weights.
+        checkpoint (dict): from `read_checkpoint`.
+        path (str): for messages.
+        item_tokens (sequence of str): the data's items in row order, checked against the checkpoint's where it has id
+            embeddings.
+
+    Raises:
+        UserError: a tensor is missing, left over or of another shape, or the items differ.
+    """
+    state, own = checkpoint["state_dict"], model.state_dict()
+    new = {"item_embedding.weight"} if "item_embedding.weight" not in state else set()
+    if "item_embedding.weight" in state and "item_embedding.weight" not in own:
+        raise UserError(f"{path}: has id embeddings, which this stage does not; use --train_stage=transductive_ft")
+    if "item_embedding.weight" in own and not new:
+        _check_items(checkpoint["item_tokens"], item_tokens, path)
+    missing = [name for name in own if name not in state and name not in new]
+    unexpected = [name for name in state if name not in own]
+    reshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
+    if missing or unexpected or reshaped:
+        raise UserError(f"{path}: is of another architecture: {_difference(state, own, missing, unexpected, reshaped)}")
+    result = model.load_state_dict(state, strict=False)
+    assert not result.unexpected_keys and set(result.missing_keys) <= new
+    logger.info("loaded %s tensors from %s%s", len(state), path,
+                "; new: item_embedding.weight" if new & set(own) else "")
+
+
+def _difference(state, own, missing, unexpected, reshaped):
+    """In words: the settings that differ where the shapes tell, else the first tensors."""
+    layers = [len({name.split(".")[2] for name in names if name.startswith("trm_encoder.layer.")})
+              for names in (state, own)]
+    found = [f"n_layers {layers[0]}, expected {layers[1]}"] if layers[0] != layers[1] else []
+    found += [f"{setting} {state[name].shape[axis]}, expected {own[name].shape[axis]}"
+              for setting, (name, axis) in _SIZES.items()
+              if name in state and name in own and state[name].shape[axis] != own[name].shape[axis]]
+    if found:
+        return f"found {'; found '.join(found)}; give the settings it was trained with"
+    parts = [f"{what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" for what, names in
+             (("lacks", missing), ("has too much:", unexpected), ("other shapes:", reshaped)) if names]
+    return "; ".join(parts) + "; give the settings it was trained with"
+
+
+def _check_items(stored, present, path):
+    if stored is None:
+        raise UserError(f"{path}: has id embeddings but does not say of which items (published transductive "
+                        "checkpoints do not); fine-tune again from the pre-trained checkpoint")
+    present = [str(token) for token in present]
+    if len(stored) != len(present):
+        raise UserError(f"{path}: its id embeddings are of {len(stored) - 1} items, the data have {len(present) - 1}; "
+                        "fine-tune again, or use the data set that it was made with")
+    wrong = next((i for i, pair in enumerate(zip(stored, present, strict=True)) if pair[0] != pair[1]), None)
+    if wrong is not None:
+        raise UserError(f"{path}: row {wrong} of its id embeddings is item {stored[wrong]!r}, in the data "
+                        f"{present[wrong]!r}; fine-tune again, or use the data set that it was made with")
+
+
+class Inert:
+    """What a class named by a checkpoint becomes: an object that remembers its state and runs nothing."""
+
+    def __init__(self, *args, **kwargs):
+        self.arguments = args
+
+    def __setstate__(self, state):
+        self.state = state
+
+    def __setitem__(self, key, value):
+        self.__dict__.setdefault("items", {})[key] = value
+
+    def append(self, value):
+        self.__dict__.setdefault("values", []).append(value)
+
+    def extend(self, values):
+        self.__dict__.setdefault("values", []).extend(values)
+
+
+_ALLOWED = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch", "Size"): torch.Size,
+    ("torch", "device"): torch.device,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy._core.multiarray", "scalar"): np._core.multiarray.scalar,
+    ("numpy.core.multiarray", "scalar"): np._core.multiarray.scalar,
+}
+
+
+def _data_only_pickle():
+    """A pickle module whose unpickler makes tensors and plain data, and an `Inert` of everything else."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module, name):
+            if (module, name) in _ALLOWED:
+                return _ALLOWED[module, name]
+            if module == "torch" and name.endswith("Storage"):
+                return getattr(torch, name)
+            if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+                return getattr(torch, name)
+            return type(name, (Inert,), {"__module__": module})
+
+    module = types.ModuleType("data_only_pickle")
+    module.Unpickler, module.UnpicklingError = Unpickler, pickle.UnpicklingError
+    module.load = lambda file, **options: Unpickler(file, **options).load()
+    return module

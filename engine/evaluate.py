@@ -1,0 +1,91 @@
+"""Evaluation with RecBole's loaders and metrics: full ranking over the catalogue."""
+
+import torch
+from recbole.data.utils import create_samplers, get_dataloader
+from recbole.evaluator import Collector, Evaluator
+from recbole.utils import EvaluatorType
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from common.errors import UserError
+
+_BY_TOP_K = {"rec.topk", "rec.items", "data.num_items", "data.num_users", "data.count_items", "data.count_users"}
+
+
+class TopKCollector(Collector):
+    """RecBole's collector, quicker for the usual case of one target a row: one top-k, no matrix of targets."""
+
+    def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
+        needs = [name for name in ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
+                 if self.register.need(name)]
+        if not set(needs) <= _BY_TOP_K or len(positive_i) != len(scores_tensor):
+            super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+            return
+        k = max(self.topk)
+        top = scores_tensor.topk(min(k, scores_tensor.size(1)), dim=-1).indices  # [B, k]
+        hits = (top == positive_i.to(top.device)[:, None]).int()
+        hits = F.pad(hits, (0, k - hits.size(1)))  # a catalogue smaller than k
+        self.data_struct.update_tensor("rec.topk", torch.cat([hits, torch.ones_like(hits[:, :1])], dim=1))
+        if self.register.need("rec.items"):
+            self.data_struct.update_tensor("rec.items", top)
+
+
+class Evaluation:
+    """The loaders of valid and test, and RecBole's metrics on them.
+
+    Args:
+        config (Config): `eval_args`, `metrics`, `topk`, `eval_batch_size`.
+        dataset (UniSRecDataset): before `build`.
+
+    Raises:
+        UserError: a metric that ranking does not have.
+    """
+
+    def __init__(self, config, dataset):
+        self.config = config
+        self.parts = dict(zip(("train", "valid", "test"), dataset.build(), strict=True))
+        samplers = dict(zip(self.parts, create_samplers(config, dataset, list(self.parts.values())), strict=True))
+        self.loaders = {}
+        for phase in ("valid", "test"):
+            if config["eval_args"]["mode"][phase] == "full":
+                # neighbours of like length need little padding, and no metric depends on the order
+                self.parts[phase].sort(config["ITEM_LIST_LENGTH_FIELD"])
+            self.loaders[phase] = get_dataloader(config, phase)(config, self.parts[phase], samplers[phase])
+        if config["eval_type"] != EvaluatorType.RANKING:
+            raise UserError(f"metrics {config['metrics']}: expected ranking metrics such as Recall, NDCG, MRR, Hit")
+        self.sampler = samplers["train"]
+        self.n_columns = dataset.item_num
+
+    @torch.no_grad()
+    def __call__(self, model, phase, show_progress=False):
+        """Evaluate a model on `valid` or `test`.
+
+        Returns:
+            dict: metric -> float, RecBole's names, unrounded.
+        """
+        model.eval()
+        collector = TopKCollector(self.config)
+        collector.data_collect(_TrainSide(self.parts["train"]))
+        for batch, rows, positive_u, positive_i in tqdm(self.loaders[phase], desc=f"Evaluating {phase}", leave=False,
+                                                        disable=None if show_progress else True):
+            collector.eval_batch_collect(self._scores(model, batch, rows, positive_u), batch, positive_u, positive_i)
+        values = Evaluator(self.config).evaluate(collector.get_data_struct())
+        return {name: float(value) for name, value in values.items()}
+
+    def _scores(self, model, batch, rows, positive_u):
+        """Scores [B, N + 1], -inf for padding; with sampled negatives, -inf for what was not sampled."""
+        batch = batch.to(self.config["device"])
+        if rows is None:
+            scores = model.full_sort_predict(batch).view(-1, self.n_columns)
+            scores[:, 0] = -torch.inf
+            return scores
+        scores = torch.full((int(positive_u[-1]) + 1, self.n_columns), -torch.inf, device=self.config["device"])
+        scores[rows, batch[self.config["ITEM_ID_FIELD"]]] = model.predict(batch)
+        return scores
+
+
+class _TrainSide:
+    """RecBole's collector asks a training loader for its data set."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset

@@ -1,0 +1,216 @@
+"""One training loop for every command, for one process or many."""
+
+import dataclasses
+import logging
+import math
+import os
+import time
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.processes import is_main, world_size
+from engine.checkpoint import save_checkpoint
+
+logger = logging.getLogger(__name__)
+_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD,
+               "adagrad": torch.optim.Adagrad, "rmsprop": torch.optim.RMSprop}
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a training has come; part of its checkpoints.
+
+    Attributes:
+        epoch (int): epochs done.
+        best_epoch (int or None), best_score (float): the best evaluation on valid so far.
+        best_metrics (dict or None): all its metrics.
+        waited (int): evaluations since then.
+        predictions (int): learnt from, in this process.
+    """
+
+    epoch: int = 0
+    best_epoch: int | None = None
+    best_score: float = -math.inf
+    best_metrics: dict | None = None
+    waited: int = 0
+    predictions: int = 0
+
+
+class Trainer:
+    """Trains a model; checkpoints, early stopping.
+
+    Args:
+        config (Config): `epochs`, `learner`, `learning_rate`, `weight_decay`, `clip_grad_norm`, `enable_amp`, and for
+            validation `valid_metric`, `eval_step`, `stopping_step`.
+        model: with RecBole's `calculate_loss(batch)`.
+        path (str): the checkpoint file.
+        item_tokens (sequence of str or None): stored with models that have id embeddings.
+    """
+
+    def __init__(self, config, model, path, item_tokens=None):
+        self.config, self.model, self.path, self.item_tokens = config, model, path, item_tokens
+        self.device = config["device"]
+        self.show_progress = bool(config["show_progress"]) and is_main()
+        self.progress = Progress()
+        self.optimizer = make_optimizer(config, model)
+        self.loss_of = _Loss(model)
+        if world_size() > 1:
+            # the wrapped module computes the loss, so its backward pass averages the gradients
+            self.loss_of = DistributedDataParallel(self.loss_of)
+        self.watch = _open_tensorboard(config, path)
+
+    def fit(self, batches, validate=None, save_step=None):
+        """Train until the last epoch, or until validation stops it.
+
+        Args:
+            batches: iterable over an epoch's batches, each with `to(device)` and a length; with `set_epoch`, told the epoch.
+            validate (callable or None): model -> metrics on valid. The best epoch's weights are saved, and are the model's
+                in the end. Without it, each `save_step` epochs and the last are saved.
+            save_step (int or None).
+
+        Returns:
+            Progress
+        """
+        best_state = None
+        for epoch in range(self.progress.epoch, self.config["epochs"]):
+            start = time.perf_counter()
+            loss, seen = self.train_epoch(batches, epoch)
+            self.progress.epoch, self.progress.predictions = epoch + 1, self.progress.predictions + seen
+            seconds = time.perf_counter() - start
+            self._report(epoch, {"loss": loss, "predictions per second": seen / seconds})
+            if validate is None:
+                if epoch + 1 == self.config["epochs"] or (save_step and (epoch + 1) % save_step == 0):
+                    self.save(self._epoch_path(epoch + 1))
+            elif (epoch + 1) % self.config["eval_step"] == 0:
+                if self._is_best(epoch, validate(self.model)):
+                    best_state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+                    self.save(self.path, optimizer=False)
+                elif self.progress.waited >= self.config["stopping_step"]:
+                    break
+        if best_state is not None:
+            self.model.load_state_dict(best_state)
+        return self.progress
+
+    def train_epoch(self, batches, epoch):
+        """One pass over the data. Returns (mean loss, predictions learnt from)."""
+        if hasattr(batches, "set_epoch"):
+            batches.set_epoch(epoch)
+        self.model.train()
+        total, seen = 0.0, 0
+        bar = tqdm(batches, total=len(batches), desc=f"Epoch {epoch + 1}", leave=False,
+                   disable=None if self.show_progress else True)
+        for batch in bar:
+            loss = self.train_step(batch.to(self.device))
+            total, seen = total + loss * len(batch), seen + len(batch)
+            bar.set_postfix(loss=f"{loss:.4f}")
+        return total / max(seen, 1), seen
+
+    def train_step(self, batch):
+        """One step of the optimiser. Returns the loss, float.
+
+        Raises:
+            UserError: the loss is no longer a finite number.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.config["enable_amp"])):
+            loss = self.loss_of(batch)
+        loss.backward()
+        if self.config["clip_grad_norm"]:
+            clip_grad_norm_(self.model.parameters(), **self.config["clip_grad_norm"])
+        value = loss.item()
+        if not math.isfinite(value):
+            raise UserError(f"the loss is {value} in epoch {self.progress.epoch + 1}; "
+                            "set a lower --learning_rate or --clip_grad_norm='{max_norm: 1.0}'")
+        self.optimizer.step()
+        return value
+
+    def _is_best(self, epoch, metrics):
+        """Note an evaluation; strictly better, unrounded, or it is not."""
+        score = metrics[self.config["valid_metric"].lower()]
+        score = score if self.config["valid_metric_bigger"] else -score
+        self._report(epoch, metrics, "valid")
+        if not score > self.progress.best_score:
+            self.progress.waited += 1
+            return False
+        self.progress.best_score, self.progress.best_epoch, self.progress.waited = score, epoch + 1, 0
+        self.progress.best_metrics = metrics
+        return True
+
+    def _report(self, epoch, values, what="train"):
+        logger.info("epoch %d  %s  %s", epoch + 1, what, "  ".join(f"{k} {v:.4f}" if abs(v) < 100 else f"{k} {v:,.0f}"
+                                                                 for k, v in values.items()))
+        if self.watch:
+            for name, value in values.items():
+                self.watch.add_scalar(f"{what}/{name}", value, epoch + 1)
+
+    # -- checkpoints --------------------------------------------------------------------------------------------
+
+    def _epoch_path(self, epoch):
+        return self.path.format(epoch=epoch)
+
+    def save(self, path, optimizer=True):
+        """Write a checkpoint; with the optimiser and the generators, a training can go on from it."""
+        if not is_main():
+            return
+        more = {"progress": dataclasses.asdict(self.progress)}
+        if optimizer:
+            more.update(optimizer=self.optimizer.state_dict(), torch_generator=torch.get_rng_state())
+            if self.device.type == "cuda":
+                more["cuda_generator"] = torch.cuda.get_rng_state(self.device)
+        save_checkpoint(path, self.model, self.config, self.progress.epoch, self.item_tokens, **more)
+        logger.info("saved %s", path)
+
+    def resume(self, checkpoint, path):
+        """Go on from a checkpoint of `save`, bit for bit: weights are in the model already.
+
+        Raises:
+            UserError: the checkpoint has no optimiser in it.
+        """
+        if "torch_generator" not in checkpoint or "progress" not in checkpoint:
+            raise UserError(f"{path}: cannot be resumed, it holds weights only; expected one that pretrain.py saved")
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.progress = Progress(**checkpoint["progress"])
+        torch.set_rng_state(checkpoint["torch_generator"])
+        if self.device.type == "cuda" and "cuda_generator" in checkpoint:
+            torch.cuda.set_rng_state(checkpoint["cuda_generator"], self.device)
+        logger.info("going on after epoch %d", self.progress.epoch)
+
+
+class _Loss(torch.nn.Module):
+    """A module whose forward pass is the model's loss."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch):
+        loss = self.model.calculate_loss(batch)
+        return sum(loss) if isinstance(loss, tuple) else loss
+
+
+def make_optimizer(config, model):
+    """The optimiser that `learner` names, over what is to be trained.
+
+    Raises:
+        UserError: an unknown `learner`.
+    """
+    name = str(config["learner"]).lower()
+    if name not in _OPTIMIZERS:
+        raise UserError(f"option --learner: found {config['learner']!r}, expected one of {', '.join(_OPTIMIZERS)}")
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = {"fused": True} if name in ("adam", "adamw", "sgd") else {}
+    return _OPTIMIZERS[name](parameters, lr=config["learning_rate"], weight_decay=config["weight_decay"], **fused)
+
+
+def _open_tensorboard(config, path):
+    """A writer beside the checkpoints, named like this one; None in the processes that write nothing."""
+    if not is_main():
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    name = os.path.splitext(os.path.basename(path))[0].replace("-{epoch}", "")
+    return SummaryWriter(os.path.join(config["checkpoint_dir"], "tensorboard", f"{name}-{time.strftime('%m%d-%H%M%S')}"))

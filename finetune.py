@@ -1,0 +1,30 @@
+"""Fine-tune UniSRec on one domain, or evaluate it there: python finetune.py -d Scientific [-p CHECKPOINT]"""
+
+from common.errors import run_command
+from engine.config import build_config, parse_command_line
+
+USAGE = """
+python finetune.py -d NAME [-p CHECKPOINT] [--key=value ...]     every key of props/overall.yaml, UniSRec.yaml, finetune.yaml
+
+  -d, --dataset NAME        data set in dataset/downstream
+  -p, --pretrained FILE     checkpoint to start from; without one, from scratch
+  -f, --fix_enc true|false  keep the pre-trained transformer as it is (default true)
+  --train_stage STAGE       inductive_ft (text only) or transductive_ft (text and item ids, default)
+  --epochs 0                evaluate without training
+writes saved/UniSRec-NAME-STAGE-SEED.pth and, beside it, the result as .json
+"""
+SHORT = {"-d": "dataset", "-p": "pretrained", "-f": "fix_enc"}
+
+
+def main(argv):
+    options = parse_command_line(argv, SHORT, USAGE)
+    from engine.finetuning import finetune
+    from unisrec import UniSRec
+
+    config = build_config(UniSRec, options.pop("dataset", "Scientific"),
+                          ["overall.yaml", "UniSRec.yaml", "finetune.yaml"], options)
+    finetune(config)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,65 @@
+"""Pre-train UniSRec on a mixture of domains: python pretrain.py [-d FHCKM] [--key=value ...]"""
+
+import os
+
+from common.errors import UserError, run_command
+from engine.config import build_config, parse_command_line
+
+USAGE = """
+python pretrain.py [-d FHCKM] [--key=value ...]     every key of props/overall.yaml, UniSRec.yaml, pretrain.yaml
+
+  -d, --dataset NAME    mixture in dataset/pretrain (dataset/README.md says how to make one)
+  --resume FILE         go on from a checkpoint of an unfinished run
+writes saved/UniSRec-NAME-EPOCH.pth
+"""
+SHORT = {"-d": "dataset"}
+
+
+def main(argv):
+    options = parse_command_line(argv, SHORT, USAGE)
+    config = build_config(model_class(), options.pop("dataset", "FHCKM"),
+                          ["overall.yaml", "UniSRec.yaml", "pretrain.yaml"], options)
+    pretrain(config)
+
+
+def model_class():
+    """Imported late: the command line answers at once."""
+    from unisrec import UniSRec
+
+    return UniSRec
+
+
+def pretrain(config):
+    """Pre-train and save. Returns the path of the last checkpoint."""
+    from common.processes import gather, rank, world_size
+    from data import SequenceBatches
+    from engine.checkpoint import load_weights, read_checkpoint
+    from engine.setup import build_model, open_dataset, set_seeds, start_logging
+    from engine.trainer import Trainer
+
+    start_logging()
+    if config["train_stage"] != "pretrain":
+        raise UserError(f"option --train_stage: found {config['train_stage']!r}, expected pretrain; "
+                        "finetune.py has the other stages")
+    dataset = open_dataset(config)
+    batches = SequenceBatches(
+        dataset.sequences("train"), config["train_batch_size"], dataset.window, config["train_mode"],
+        config["window_stride"], config["seed"],
+        {key: config[key] for key in ("item_drop_ratio", "item_drop_coefficient")}, dataset.catalogue.n_items,
+        rank(), world_size())
+    model = build_model(model_class(), config, dataset)
+    if world_size() > 1:
+        model.gather = gather
+    path = os.path.join(config["checkpoint_dir"], f"UniSRec-{config['dataset']}-{{epoch}}.pth")
+    trainer = Trainer(config, model, path)
+    set_seeds(config["seed"], rank())
+    if config["resume"]:
+        checkpoint = read_checkpoint(config["resume"])
+        load_weights(model, checkpoint, config["resume"])
+        trainer.resume(checkpoint, config["resume"])
+    trainer.fit(batches, save_step=config["save_step"])
+    return path.format(epoch=config["epochs"])
+
+
+if __name__ == "__main__":
+    run_command(main)
