@@ -21,8 +21,9 @@ def main(argv):
     from engine.finetuning import finetune
     from unisrec import UniSRec
 
-    config = build_config(UniSRec, options.pop("dataset", "Scientific"),
-                          ["overall.yaml", "UniSRec.yaml", "finetune.yaml"], options)
+    config = build_config(
+        UniSRec, options.pop("dataset", "Scientific"), ["overall.yaml", "UniSRec.yaml", "finetune.yaml"], options
+    )
     finetune(config)
 
 

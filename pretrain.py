@@ -2,8 +2,8 @@
 
 import os
 
-from common.errors import UserError, run_command
-from engine.config import build_config, parse_command_line
+from common.errors import run_command
+from engine.config import build_config, check_choice, parse_command_line
 
 USAGE = """
 python pretrain.py [-d FHCKM] [--key=value ...]     every key of props/overall.yaml, UniSRec.yaml, pretrain.yaml
@@ -16,17 +16,18 @@ SHORT = {"-d": "dataset"}
 
 
 def main(argv):
-    options = parse_command_line(argv, SHORT, USAGE)
-    config = build_config(model_class(), options.pop("dataset", "FHCKM"),
-                          ["overall.yaml", "UniSRec.yaml", "pretrain.yaml"], options)
-    pretrain(config)
+    pretrain(configure(parse_command_line(argv, SHORT, USAGE)))
 
 
-def model_class():
-    """Imported late: the command line answers at once."""
+def configure(options):
+    """The configuration of a pre-training, from the command line's options. Returns Config."""
     from unisrec import UniSRec
 
-    return UniSRec
+    options = {"dataset": "FHCKM", **options}
+    config = build_config(UniSRec, options.pop("dataset"), ["overall.yaml", "UniSRec.yaml", "pretrain.yaml"], options)
+    check_choice(config, "train_stage", ["pretrain"])
+    check_choice(config, "train_mode", ["sequences", "rows"])
+    return config
 
 
 def pretrain(config):
@@ -36,18 +37,23 @@ def pretrain(config):
     from engine.checkpoint import load_weights, read_checkpoint
     from engine.setup import build_model, open_dataset, set_seeds, start_logging
     from engine.trainer import Trainer
+    from unisrec import UniSRec
 
     start_logging()
-    if config["train_stage"] != "pretrain":
-        raise UserError(f"option --train_stage: found {config['train_stage']!r}, expected pretrain; "
-                        "finetune.py has the other stages")
     dataset = open_dataset(config)
     batches = SequenceBatches(
-        dataset.sequences("train"), config["train_batch_size"], dataset.window, config["train_mode"],
-        config["window_stride"], config["seed"],
-        {key: config[key] for key in ("item_drop_ratio", "item_drop_coefficient")}, dataset.catalogue.n_items,
-        rank(), world_size())
-    model = build_model(model_class(), config, dataset)
+        dataset.sequences("train"),
+        config["train_batch_size"],
+        dataset.window,
+        config["train_mode"],
+        config["window_stride"],
+        config["seed"],
+        {key: config[key] for key in ("item_drop_ratio", "item_drop_coefficient")},
+        dataset.catalogue.n_items,
+        rank(),
+        world_size(),
+    )
+    model = build_model(UniSRec, config, dataset)
     if world_size() > 1:
         model.gather = gather
     path = os.path.join(config["checkpoint_dir"], f"UniSRec-{config['dataset']}-{{epoch}}.pth")

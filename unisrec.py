@@ -39,24 +39,26 @@ class PWLayer(nn.Module):
 
     def forward(self, x, gates):
         """x float [U, D], gates float [U, E] -> float [U, H]."""
-        seen = x.unsqueeze(1).expand(-1, len(self.bias), -1)  # [U, E, D]
+        whitened_bias = torch.einsum("ehd,ed->eh", self.weight, self.bias)
+        seen, scale = x.unsqueeze(1), gates
         if self.training and self.dropout > 0:
-            seen = seen * _dropout_mask(seen.shape, self.dropout, x)
-        gated = (seen - self.bias) * gates.unsqueeze(-1)
-        return gated.flatten(1) @ self.weight.transpose(1, 2).flatten(0, 1)  # [U, E * D] @ [E * D, H]
+            seen = seen * _keep_mask((len(x), *self.bias.shape), self.dropout, x.device)  # [U, E, D]
+            scale = gates / (1 - self.dropout)
+        gated = (seen * scale.unsqueeze(-1)).flatten(1)  # [U, E * D]
+        return gated @ self.weight.transpose(1, 2).flatten(0, 1) - gates @ whitened_bias
 
 
-def _dropout_mask(shape, probability, like):
-    """A mask of 0 and 1 / (1 - probability), [shape], for a tensor on the device of `like`.
+def _keep_mask(shape, probability, device):
+    """Which numbers survive a dropout, bool [shape].
 
     torch's CPU generator draws one number after another, which would take longer than the products; numpy's draws
     16-bit numbers ten times faster. It is seeded from torch's, so torch's seed and state still fix everything.
     """
-    if like.device.type != "cpu":
-        return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1 - probability).div_(1 - probability)
+    if device.type != "cpu":
+        return torch.rand(shape, device=device) >= probability
     generator = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ()))))
     keep = generator.integers(0, 1 << 16, shape, dtype=np.uint16) >= round(probability * (1 << 16))
-    return torch.from_numpy(keep).to(like.dtype).div_(1 - probability)
+    return torch.from_numpy(keep)
 
 
 class MoEAdaptor(nn.Module):
@@ -115,8 +117,9 @@ class UniSRec(SASRec):
         self.temperature = config["temperature"]
         self.lam = config["lambda"]
         self.features = dataset.features
-        self.moe_adaptor = MoEAdaptor(config["n_exps"], self.features.width, self.hidden_size,
-                                      config["adaptor_dropout_prob"])
+        self.moe_adaptor = MoEAdaptor(
+            config["n_exps"], self.features.width, self.hidden_size, config["adaptor_dropout_prob"]
+        )
         if self.train_stage != "pretrain":
             # a buffer moves with the model and is part of no checkpoint: it belongs to the data
             self.register_buffer("plm_embedding", self.features.table(), persistent=False)
@@ -147,8 +150,10 @@ class UniSRec(SASRec):
         else:
             table, place = self.item_table(), flat - 1
         vectors = F.embedding(place, table)
-        return [part.view(*shape.shape, -1) for part, shape in
-                zip(vectors.split([part.numel() for part in ids]), ids, strict=True)]
+        return [
+            part.view(*shape.shape, -1)
+            for part, shape in zip(vectors.split([part.numel() for part in ids]), ids, strict=True)
+        ]
 
     # -- sequences ----------------------------------------------------------------------------------------------
 
@@ -170,8 +175,12 @@ class UniSRec(SASRec):
 
     def encode_scored(self, item_vectors, scored):
         """The states at the scored positions of several buckets of sequences, float [P, H]."""
-        return torch.cat([self.encode(vectors).flatten(0, 1)[positions]
-                          for vectors, positions in zip(item_vectors, scored, strict=True)])
+        return torch.cat(
+            [
+                self.encode(vectors).flatten(0, 1)[positions]
+                for vectors, positions in zip(item_vectors, scored, strict=True)
+            ]
+        )
 
     def forward(self, item_seq, item_seq_len):
         """RecBole's way in: histories int64 [B, L] and lengths [B] -> sequence representations float [B, H]."""
@@ -203,16 +212,19 @@ class UniSRec(SASRec):
         vectors = self.item_representations([*batch.items, *batch.augmented_items, batch.targets])
         states = self.encode_scored(vectors[:buckets], batch.scored)
         views = self.encode_scored(vectors[buckets:-1], batch.augmented_scored)
-        to_item, to_view = (in_batch_contrastive(states, key, batch.targets, batch.owners, self.temperature,
-                                                 batch.weights, self.gather) for key in (vectors[-1], views))
+        to_item, to_view = (
+            in_batch_contrastive(states, key, batch.targets, batch.owners, self.temperature, batch.weights, self.gather)
+            for key in (vectors[-1], views)
+        )
         return to_item + self.lam * to_view
 
     def finetune_loss(self, batch):
         """Cross entropy over the catalogue, padding excluded (paper, section 2.3)."""
         table = self.item_table()
         vectors = [F.embedding((items - 1).clamp(min=0), table) for items in batch.items]
-        return catalogue_cross_entropy(self.encode_scored(vectors, batch.scored), table, batch.targets - 1,
-                                       self.temperature, batch.weights)
+        return catalogue_cross_entropy(
+            self.encode_scored(vectors, batch.scored), table, batch.targets - 1, self.temperature, batch.weights
+        )
 
     # -- predicting ---------------------------------------------------------------------------------------------
 

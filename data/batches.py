@@ -67,8 +67,20 @@ class SequenceBatches:
         rank, world_size (int): each process takes every world_size-th sequence of the global batch.
     """
 
-    def __init__(self, sequences, batch_size, window, mode="sequences", stride=1, seed=2020, augment_ratios=None,
-                 n_items=0, rank=0, world_size=1, shuffle=True):
+    def __init__(
+        self,
+        sequences,
+        batch_size,
+        window,
+        mode="sequences",
+        stride=1,
+        seed=2020,
+        augment_ratios=None,
+        n_items=0,
+        rank=0,
+        world_size=1,
+        shuffle=True,
+    ):
         self.sequences, self.batch_size, self.seed = sequences, batch_size, seed
         self.augment_ratios, self.n_items = augment_ratios, n_items
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
@@ -106,10 +118,14 @@ class SequenceBatches:
         parts = [self._bucket(bucket, generator, mute) for bucket in np.split(windows, cuts) if len(bucket)]
         columns = {name: [torch.from_numpy(part[name]) for part in parts] for name in parts[0]}
         return SequenceBatch(
-            columns["items"], columns["scored"], torch.cat(columns["targets"]),
-            torch.cat(columns["weights"]).float() if self.weighted else None, torch.cat(columns["owners"]),
+            columns["items"],
+            columns["scored"],
+            torch.cat(columns["targets"]),
+            torch.cat(columns["weights"]).float() if self.weighted else None,
+            torch.cat(columns["owners"]),
             columns["augmented_items"] if self.augment_ratios else None,
-            columns["augmented_scored"] if self.augment_ratios else None)
+            columns["augmented_scored"] if self.augment_ratios else None,
+        )
 
     def _bucket(self, windows, generator, mute):
         """The arrays of some windows of similar length."""
@@ -122,12 +138,17 @@ class SequenceBatches:
         wanted[wanted] = weights[target[wanted]] > 0
         scored = np.flatnonzero(wanted)
         chosen = target[wanted]
-        part = {"items": ids, "scored": scored, "targets": items[chosen].astype(np.int64),
-                "weights": weights[chosen].astype(np.int64),
-                "owners": self.sequences.users[self.owners[windows]][scored // ids.shape[1]]}
+        part = {
+            "items": ids,
+            "scored": scored,
+            "targets": items[chosen].astype(np.int64),
+            "weights": weights[chosen].astype(np.int64),
+            "owners": self.sequences.users[self.owners[windows]][scored // ids.shape[1]],
+        }
         if self.augment_ratios:
             part["augmented_items"], part["augmented_scored"] = augment(
-                ids, scored, self.n_items, generator, **self.augment_ratios)
+                ids, scored, self.n_items, generator, **self.augment_ratios
+            )
         return part
 
 

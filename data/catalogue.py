@@ -45,10 +45,15 @@ class Catalogue:
         if len(bad):
             first = bad[0]
             written = f"{domain[first]}-{index[first]}" if self.is_mixture else str(index[first])
-            holds = f"{self.source} holds {limit[first]} items" if known[first] else \
-                f"{self.name}.pt_datasets names {len(self.counts)} domains"
-            raise UserError(f"{path}, line {lines[first]}: item {written} has no feature ({holds}); "
-                            "encode the texts of all items again")
+            holds = (
+                f"{self.source} holds {limit[first]} items"
+                if known[first]
+                else f"{self.name}.pt_datasets names {len(self.counts)} domains"
+            )
+            raise UserError(
+                f"{path}, line {lines[first]}: item {written} has no feature ({holds}); "
+                "encode the texts of all items again"
+            )
         starts = np.cumsum([1] + self.counts[:-1])
         return (starts[domain] + index).astype(np.int32)
 
@@ -95,8 +100,10 @@ def open_catalogue(folder, name, plm_suffix, augmented_suffix, plm_size, need_fe
     counts, (_, width, dtype) = [shape[0] for shape in shapes], shapes[0]
     for path, shape in zip(paths, shapes, strict=True):
         if shape[1:] != (width, dtype):
-            raise UserError(f"{path}: vectors of {shape[1]} {shape[2]} beside others of {width} {dtype}; "
-                            "encode all domains with one encoder")
+            raise UserError(
+                f"{path}: vectors of {shape[1]} {shape[2]} beside others of {width} {dtype}; "
+                "encode all domains with one encoder"
+            )
     augmented = []
     if augmented_suffix:
         suffix = plm_suffix.replace("feat1", "feat2") if augmented_suffix == "auto" else augmented_suffix
@@ -108,8 +115,10 @@ def open_catalogue(folder, name, plm_suffix, augmented_suffix, plm_size, need_fe
     if not is_mixture and os.path.isfile(index_file):
         indexed = _count_lines(index_file)
         if indexed != counts[0]:
-            raise UserError(f"{paths[0]}: holds {counts[0]} items of width {width}, but {index_file} names {indexed}; "
-                            "encode the texts again or set --plm_size to the encoder's width")
+            raise UserError(
+                f"{paths[0]}: holds {counts[0]} items of width {width}, but {index_file} names {indexed}; "
+                "encode the texts again or set --plm_size to the encoder's width"
+            )
     catalogue = Catalogue(name, domains, counts, is_mixture, os.path.basename(paths[0]))
     return catalogue, ItemFeatures(paths, counts, width, dtype, augmented)
 
@@ -118,8 +127,10 @@ def _missing_folder(folder, name):
     parent = os.path.dirname(os.path.abspath(folder))
     there = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir()) if os.path.isdir(parent) else []
     found = f"found {', '.join(there)}" if there else "found no data set there"
-    return (f"{folder}: no such data set ({found}); dataset/README.md says how to make {name}, "
-            "and --data_path names another folder")
+    return (
+        f"{folder}: no such data set ({found}); dataset/README.md says how to make {name}, "
+        "and --data_path names another folder"
+    )
 
 
 def _indexed_counts(folder, name, domains, is_mixture):

@@ -43,9 +43,13 @@ class UniSRecDataset(SequentialDataset):
         self._get_field_from_config()
         config = self.config
         self.catalogue, self.features = open_catalogue(
-            config["data_path"], self.dataset_name, config["plm_suffix"] or "auto",
+            config["data_path"],
+            self.dataset_name,
+            config["plm_suffix"] or "auto",
             (config["plm_suffix_aug"] or "auto") if config["train_stage"] == "pretrain" else None,
-            config["plm_size"], need_features=getattr(config.model_class, "uses_item_text", False))
+            config["plm_size"],
+            need_features=getattr(config.model_class, "uses_item_text", False),
+        )
         self._sequences = {}
         self._user_numbers = None
         self.split = None
@@ -53,12 +57,18 @@ class UniSRecDataset(SequentialDataset):
         self.feat_name_list = ["inter_feat"]
         self.item_id_list_field = f"{self.iid_field}{config['LIST_SUFFIX']}"
         self.field2id_token = _Tokens({self.uid_field: self._user_tokens, self.iid_field: self.catalogue.tokens})
-        self.field2token_id = _Tokens({field: lambda field=field: {token: i for i, token in
-                                                                   enumerate(self.field2id_token[field])}
-                                       for field in (self.uid_field, self.iid_field)})
-        for field, kind, length in ((self.uid_field, FeatureType.TOKEN, 1), (self.iid_field, FeatureType.TOKEN, 1),
-                                    (self.item_id_list_field, FeatureType.TOKEN_SEQ, self.max_item_list_len),
-                                    (self.item_list_length_field, FeatureType.TOKEN, 1)):
+        self.field2token_id = _Tokens(
+            {
+                field: lambda field=field: {token: i for i, token in enumerate(self.field2id_token[field])}
+                for field in (self.uid_field, self.iid_field)
+            }
+        )
+        for field, kind, length in (
+            (self.uid_field, FeatureType.TOKEN, 1),
+            (self.iid_field, FeatureType.TOKEN, 1),
+            (self.item_id_list_field, FeatureType.TOKEN_SEQ, self.max_item_list_len),
+            (self.item_list_length_field, FeatureType.TOKEN, 1),
+        ):
             self.set_field_property(field, kind, FeatureSource.INTERACTION, length)
 
     def _benchmark_presets(self):
@@ -70,8 +80,9 @@ class UniSRecDataset(SequentialDataset):
         """The sequences of `train`, `valid` or `test`, read once. Returns Sequences."""
         if split not in self._sequences:
             path = os.path.join(self.config["data_path"], f"{self.dataset_name}.{split}.inter")
-            self._sequences[split] = load_sequences(path, self.catalogue, self.catalogue.is_mixture,
-                                                    bool(self.config["show_progress"]))
+            self._sequences[split] = load_sequences(
+                path, self.catalogue, self.catalogue.is_mixture, bool(self.config["show_progress"])
+            )
         return self._sequences[split]
 
     @property
@@ -121,10 +132,13 @@ class UniSRecDataset(SequentialDataset):
         sequences = self.sequences(self.split)
         positions, owners = self._positions[index], self._row_sequences[index]
         history = np.minimum(positions - sequences.offsets[owners], self.window)
-        return Interaction({
-            self.uid_field: torch.from_numpy(np.searchsorted(self._users(), sequences.users[owners]) + 1),
-            self.iid_field: torch.from_numpy(sequences.items[positions].astype(np.int64)),
-            self.item_list_length_field: torch.from_numpy(history)})
+        return Interaction(
+            {
+                self.uid_field: torch.from_numpy(np.searchsorted(self._users(), sequences.users[owners]) + 1),
+                self.iid_field: torch.from_numpy(sequences.items[positions].astype(np.int64)),
+                self.item_list_length_field: torch.from_numpy(history),
+            }
+        )
 
     def __len__(self):
         return len(self._positions) if self.split else self.sequences("train").n_predictions
@@ -166,15 +180,16 @@ class UniSRecDataset(SequentialDataset):
         assert value_field is None, "rows have no values"
         sequences = self.sequences(self.split or "train")
         users = np.repeat(np.searchsorted(self._users(), sequences.users) + 1, np.diff(sequences.offsets))
-        matrix = coo_matrix((np.ones(len(users)), (users, sequences.items)),
-                            shape=(self.user_num, self.item_num))
+        matrix = coo_matrix((np.ones(len(users)), (users, sequences.items)), shape=(self.user_num, self.item_num))
         return matrix if form == "coo" else matrix.asformat(form)
 
     def __str__(self):
         domains = f" ({', '.join(self.catalogue.domains)})" if self.catalogue.is_mixture else ""
         train = self.sequences("train")
-        return (f"{self.dataset_name}{domains}: {self.catalogue.n_items:,} items, {len(train):,} training sequences, "
-                f"{train.n_predictions:,} predictions to learn from")
+        return (
+            f"{self.dataset_name}{domains}: {self.catalogue.n_items:,} items, {len(train):,} training sequences, "
+            f"{train.n_predictions:,} predictions to learn from"
+        )
 
     __repr__ = __str__
 

@@ -70,16 +70,21 @@ def feature_shape(path, plm_size):
         UserError: no such file, or its size fits neither the description nor `plm_size`.
     """
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no such feature file; encode the item texts first: "
-                        f"python dataset/preprocessing/encode_text.py -d {os.path.basename(path).split('.')[0]}")
+        raise UserError(
+            f"{path}: no such feature file; encode the item texts first: "
+            f"python dataset/preprocessing/encode_text.py -d {os.path.basename(path).split('.')[0]}"
+        )
     description = read_json(f"{path}.json") if os.path.isfile(f"{path}.json") else {}
     width, dtype = description.get("width", plm_size), description.get("dtype", "float32")
     size, row = os.path.getsize(path), width * np.dtype(dtype).itemsize
     says = f"{path}.json" if description else f"plm_size {plm_size}"
     if size % row or (description and size != description["items"] * row):
-        raise UserError(f"{path}: {size} bytes do not fit {says} ({row} bytes an item"
-                        + (f", {description['items']} items" if description else "") + "); encode the texts again"
-                        + ("" if description else " or set --plm_size to the encoder's width"))
+        raise UserError(
+            f"{path}: {size} bytes do not fit {says} ({row} bytes an item"
+            + (f", {description['items']} items" if description else "")
+            + "); encode the texts again"
+            + ("" if description else " or set --plm_size to the encoder's width")
+        )
     return size // row, width, dtype
 
 

@@ -75,17 +75,30 @@ def _read_chunks(path, is_mixture, show_progress):
         if missing:
             raise UserError(f"{path}: header {header} lacks {', '.join(missing)}; expected {' '.join(_FIELDS)}")
         line, size = 2, os.path.getsize(path)
-        with tqdm(total=size, unit="B", unit_scale=True, desc=f"Reading {os.path.basename(path)}",
-                  disable=None if show_progress and size > _CHUNK else True) as bar:
+        with tqdm(
+            total=size,
+            unit="B",
+            unit_scale=True,
+            desc=f"Reading {os.path.basename(path)}",
+            disable=None if show_progress and size > _CHUNK else True,
+        ) as bar:
             while text := file.read(_CHUNK):
                 text += file.readline()
                 bar.update(len(text))
                 try:
-                    frame = pl.read_csv(io.BytesIO(text), separator="\t", has_header=False, quote_char=None,
-                                        new_columns=header, infer_schema=False)
+                    frame = pl.read_csv(
+                        io.BytesIO(text),
+                        separator="\t",
+                        has_header=False,
+                        quote_char=None,
+                        new_columns=header,
+                        infer_schema=False,
+                    )
                 except (pl.exceptions.PolarsError, UnicodeDecodeError) as mistake:
                     reason = str(mistake).splitlines()[0]
-                    raise UserError(f"{path}: is no tab-separated text ({reason}); expected {' '.join(_FIELDS)}") from None
+                    raise UserError(
+                        f"{path}: is no tab-separated text ({reason}); expected {' '.join(_FIELDS)}"
+                    ) from None
                 yield line, *_parse_frame(frame.select(_FIELDS), path, line, is_mixture)
                 line += len(frame)
 
@@ -122,8 +135,10 @@ def _first_wrong_id(column, path, line, is_mixture, field):
         for token in text.split(" "):
             pieces = token.split("-") if is_mixture else [token]
             if len(pieces) != (2 if is_mixture else 1) or not all(p.isascii() and p.isdigit() for p in pieces):
-                return (f"{path}, line {line + row}: {field} holds {token!r}; expected {expected}; "
-                        "write item and user numbers as dataset/README.md says")
+                return (
+                    f"{path}, line {line + row}: {field} holds {token!r}; expected {expected}; "
+                    "write item and user numbers as dataset/README.md says"
+                )
     return f"{path}: {field} holds a number above {2**32 - 1}; expected item indices from 0 on"
 
 
@@ -142,8 +157,10 @@ def _read_cache(cache, key):
         with np.load(cache, allow_pickle=False) as stored:
             if str(stored["key"]) != key:
                 return None
-            return Sequences(**{name: stored[name] for name in ("offsets", "items", "weights", "users")},
-                             window=int(stored["window"]))
+            return Sequences(
+                **{name: stored[name] for name in ("offsets", "items", "weights", "users")},
+                window=int(stored["window"]),
+            )
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return None  # none there, or half of one: it is only a cache
 

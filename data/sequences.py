@@ -83,7 +83,7 @@ def fold_rows(users, lengths, tokens, targets, window=None):
     last_row = np.append(first_row[1:], len(users))
     for user in np.flatnonzero(irregular):
         rows = range(first_row[user], last_row[user])
-        pieces.append(_fold_one_user(users[rows[0]], [full[starts[r]:starts[r] + sizes[r]] for r in rows]))
+        pieces.append(_fold_one_user(users[rows[0]], [full[starts[r] : starts[r] + sizes[r]] for r in rows]))
     return _join(pieces, users[first_row], window)
 
 
@@ -186,7 +186,8 @@ def _join(pieces, user_order, window):
         position = rank[np.searchsorted(user_order[rank], users)]
         order = np.argsort(position, kind="stable")
         take = np.arange(len(items)) + np.repeat(
-            offsets[:-1][order] - (np.cumsum(lengths[order]) - lengths[order]), lengths[order])
+            offsets[:-1][order] - (np.cumsum(lengths[order]) - lengths[order]), lengths[order]
+        )
         users, lengths, items, weights = users[order], lengths[order], items[take], weights[take]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Sequences(offsets.astype(np.int64), items, weights, users, window)

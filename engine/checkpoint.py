@@ -36,9 +36,16 @@ def save_checkpoint(path, model, config, epoch, item_tokens=None, **more):
         item_tokens (sequence of str or None): what row i of the id embedding stands for; needed where there is one.
         more: further plain data or tensors (optimizer, generators, progress of the training).
     """
-    content = {"format": FORMAT, "model": config["model"], "train_stage": config["train_stage"], "epoch": epoch,
-               "config": config.plain(), "state_dict": model.state_dict(),
-               "item_tokens": None if item_tokens is None else [str(token) for token in item_tokens], **more}
+    content = {
+        "format": FORMAT,
+        "model": config["model"],
+        "train_stage": config["train_stage"],
+        "epoch": epoch,
+        "config": config.plain(),
+        "state_dict": model.state_dict(),
+        "item_tokens": None if item_tokens is None else [str(token) for token in item_tokens],
+        **more,
+    }
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
 
@@ -56,18 +63,34 @@ def read_checkpoint(path):
     if not os.path.isfile(path):
         folder = os.path.dirname(os.path.abspath(path))
         there = sorted(name for name in os.listdir(folder) if name.endswith(".pth")) if os.path.isdir(folder) else []
-        raise UserError(f"{path}: no such checkpoint (found in {folder}: {', '.join(there) or 'none'}); "
-                        "python pretrain.py makes one")
+        raise UserError(
+            f"{path}: no such checkpoint (found in {folder}: {', '.join(there) or 'none'}); "
+            "python pretrain.py makes one"
+        )
     try:
         content = torch.load(path, map_location="cpu", pickle_module=_data_only_pickle(), weights_only=False)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, zipfile.BadZipFile, OSError, ValueError, KeyError,
-            AttributeError, TypeError, IndexError) as mistake:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        IndexError,
+    ) as mistake:
         reason = str(mistake).splitlines()[0] if str(mistake) else type(mistake).__name__
-        raise UserError(f"{path}: cannot be read as a checkpoint ({os.path.getsize(path)} bytes; {reason}); "
-                        "it is truncated or of another kind, fetch or make it again") from None
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint ({os.path.getsize(path)} bytes; {reason}); "
+            "it is truncated or of another kind, fetch or make it again"
+        ) from None
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise UserError(f"{path}: holds no state_dict with tensors; expected a checkpoint of pretrain.py or finetune.py")
+        raise UserError(
+            f"{path}: holds no state_dict with tensors; expected a checkpoint of pretrain.py or finetune.py"
+        )
     content = dict(content)
     content["state_dict"] = from_published_layout(state)
     content.setdefault("item_tokens", None)
@@ -82,11 +105,14 @@ def from_published_layout(state):
     """
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    experts = sorted({int(name.split(".")[2]) for name in state
-                      if name.startswith(f"{_EXPERT}.") and name.split(".")[2].isdigit()})
-    result = {name: tensor for name, tensor in state.items()
-              if not (name.startswith(f"{_EXPERT}.") and name.split(".")[2].isdigit())
-              and name != "plm_embedding.weight"}  # the features belong to the data, which bring their own
+    experts = sorted(
+        {int(name.split(".")[2]) for name in state if name.startswith(f"{_EXPERT}.") and name.split(".")[2].isdigit()}
+    )
+    result = {
+        name: tensor
+        for name, tensor in state.items()
+        if not (name.startswith(f"{_EXPERT}.") and name.split(".")[2].isdigit()) and name != "plm_embedding.weight"
+    }  # the features belong to the data, which bring their own
     if experts:
         result[f"{_EXPERT}.bias"] = torch.stack([state[f"{_EXPERT}.{e}.bias"] for e in experts])
         result[f"{_EXPERT}.weight"] = torch.stack([state[f"{_EXPERT}.{e}.lin.weight"] for e in experts])
@@ -129,37 +155,50 @@ def load_weights(model, checkpoint, path, item_tokens=None):
         raise UserError(f"{path}: is of another architecture: {_difference(state, own, missing, unexpected, reshaped)}")
     result = model.load_state_dict(state, strict=False)
     assert not result.unexpected_keys and set(result.missing_keys) <= new
-    logger.info("loaded %s tensors from %s%s", len(state), path,
-                "; new: item_embedding.weight" if new & set(own) else "")
+    logger.info(
+        "loaded %s tensors from %s%s", len(state), path, "; new: item_embedding.weight" if new & set(own) else ""
+    )
 
 
 def _difference(state, own, missing, unexpected, reshaped):
     """In words: the settings that differ where the shapes tell, else the first tensors."""
-    layers = [len({name.split(".")[2] for name in names if name.startswith("trm_encoder.layer.")})
-              for names in (state, own)]
+    layers = [
+        len({name.split(".")[2] for name in names if name.startswith("trm_encoder.layer.")}) for names in (state, own)
+    ]
     found = [f"n_layers {layers[0]}, expected {layers[1]}"] if layers[0] != layers[1] else []
-    found += [f"{setting} {state[name].shape[axis]}, expected {own[name].shape[axis]}"
-              for setting, (name, axis) in _SIZES.items()
-              if name in state and name in own and state[name].shape[axis] != own[name].shape[axis]]
+    found += [
+        f"{setting} {state[name].shape[axis]}, expected {own[name].shape[axis]}"
+        for setting, (name, axis) in _SIZES.items()
+        if name in state and name in own and state[name].shape[axis] != own[name].shape[axis]
+    ]
     if found:
         return f"found {'; found '.join(found)}; give the settings it was trained with"
-    parts = [f"{what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" for what, names in
-             (("lacks", missing), ("has too much:", unexpected), ("other shapes:", reshaped)) if names]
+    parts = [
+        f"{what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        for what, names in (("lacks", missing), ("has too much:", unexpected), ("other shapes:", reshaped))
+        if names
+    ]
     return "; ".join(parts) + "; give the settings it was trained with"
 
 
 def _check_items(stored, present, path):
     if stored is None:
-        raise UserError(f"{path}: has id embeddings but does not say of which items (published transductive "
-                        "checkpoints do not); fine-tune again from the pre-trained checkpoint")
+        raise UserError(
+            f"{path}: has id embeddings but does not say of which items (published transductive "
+            "checkpoints do not); fine-tune again from the pre-trained checkpoint"
+        )
     present = [str(token) for token in present]
     if len(stored) != len(present):
-        raise UserError(f"{path}: its id embeddings are of {len(stored) - 1} items, the data have {len(present) - 1}; "
-                        "fine-tune again, or use the data set that it was made with")
+        raise UserError(
+            f"{path}: its id embeddings are of {len(stored) - 1} items, the data have {len(present) - 1}; "
+            "fine-tune again, or use the data set that it was made with"
+        )
     wrong = next((i for i, pair in enumerate(zip(stored, present, strict=True)) if pair[0] != pair[1]), None)
     if wrong is not None:
-        raise UserError(f"{path}: row {wrong} of its id embeddings is item {stored[wrong]!r}, in the data "
-                        f"{present[wrong]!r}; fine-tune again, or use the data set that it was made with")
+        raise UserError(
+            f"{path}: row {wrong} of its id embeddings is item {stored[wrong]!r}, in the data "
+            f"{present[wrong]!r}; fine-tune again, or use the data set that it was made with"
+        )
 
 
 class Inert:

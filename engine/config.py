@@ -26,8 +26,11 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-3 as a number."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float",
-                              re.compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"), list("-+0123456789."))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
 
 
 class Config(RecBoleConfig):
@@ -62,8 +65,9 @@ class Config(RecBoleConfig):
         settings = self.final_config_dict
         wants_gpu = settings["use_gpu"] and torch.cuda.is_available()
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        settings["device"] = torch.device("cuda", local_rank % max(torch.cuda.device_count(), 1)) if wants_gpu \
-            else torch.device("cpu")
+        settings["device"] = (
+            torch.device("cuda", local_rank % max(torch.cuda.device_count(), 1)) if wants_gpu else torch.device("cpu")
+        )
         settings["single_spec"], settings["local_rank"] = True, 0  # RecBole's own trainers run alone
 
     def plain(self):
@@ -95,7 +99,9 @@ def read_yaml(path):
         with open(path, encoding="utf-8") as file:
             content = yaml.load(file, Loader=_Loader)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; --config_files takes YAML files, for example props/finetune.yaml") from None
+        raise UserError(
+            f"{path}: no such file; --config_files takes YAML files, for example props/finetune.yaml"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as mistake:
         raise UserError(f"{path}: is no YAML ({' '.join(str(mistake).split())})") from None
     if not isinstance(content or {}, dict):
@@ -131,7 +137,9 @@ def parse_command_line(argv, short, usage):
         elif name.startswith("--") and len(name) > 2:
             key = name[2:]
         else:
-            raise UserError(f"unexpected word {word!r}; options are written --key=value or --key value (--help lists them)")
+            raise UserError(
+                f"unexpected word {word!r}; options are written --key=value or --key value (--help lists them)"
+            )
         if not equals:
             if not words or (words[0].startswith("-") and not _is_number(words[0])):
                 raise UserError(f"option {name} has no value; write {name} VALUE")
@@ -186,7 +194,10 @@ def build_config(model, dataset, props, options):
             raise UserError(f"unknown option --{key}{did_you_mean('--' + key, ['--' + k for k in known])}")
         _check_kind(key, value, defaults.get(key))
     _default_paths_from_root(options, given, defaults)
-    return Config(model, dataset, ours + files, options)
+    try:
+        return Config(model, dataset, ours + files, options)
+    except (ValueError, TypeError, KeyError, RuntimeError) as mistake:  # RecBole checks metrics, topk, eval_args
+        raise UserError(f"settings of {model.__name__} on {dataset}: {' '.join(str(mistake).split())}") from mistake
 
 
 def resolve_model(name):
@@ -201,8 +212,9 @@ def resolve_model(name):
         known = known_models()
         if isinstance(mistake, ModuleNotFoundError) and name in known:
             raise UserError(f"model {name} needs the package {mistake.name}, which is not installed") from None
-        raise UserError(f"unknown model {name!r}{did_you_mean(name, known)} "
-                        f"(sequential models of RecBole: {', '.join(known)})") from None
+        raise UserError(
+            f"unknown model {name!r}{did_you_mean(name, known)} (sequential models of RecBole: {', '.join(known)})"
+        ) from None
 
 
 def known_models():
@@ -215,9 +227,13 @@ def known_models():
 def _defaults(model, files):
     """Every key that a run of this model knows, with its default."""
     properties = os.path.join(os.path.dirname(os.path.abspath(__import__("recbole").__file__)), "properties")
-    paths = [os.path.join(properties, "overall.yaml"), os.path.join(properties, "dataset", "sample.yaml"),
-             os.path.join(properties, "quick_start_config", "sequential.yaml"),
-             *glob.glob(os.path.join(properties, "model", f"{model.__name__}.yaml")), *files]
+    paths = [
+        os.path.join(properties, "overall.yaml"),
+        os.path.join(properties, "dataset", "sample.yaml"),
+        os.path.join(properties, "quick_start_config", "sequential.yaml"),
+        *glob.glob(os.path.join(properties, "model", f"{model.__name__}.yaml")),
+        *files,
+    ]
     merged = {}
     for path in paths:
         merged.update(read_yaml(path))
@@ -226,8 +242,14 @@ def _defaults(model, files):
 
 def _check_kind(key, value, default):
     """A value must be of its default's kind; where the default is empty, anything goes."""
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", list: "a list [a, b]",
-             dict: "a mapping {key: value}"}
+    kinds = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a word",
+        list: "a list [a, b]",
+        dict: "a mapping {key: value}",
+    }
     kind = type(default)
     if default is None or value is None or kind not in kinds:
         return
@@ -236,6 +258,19 @@ def _check_kind(key, value, default):
     fits |= kind is list and isinstance(value, str | int) or kind is str and isinstance(value, int)
     if not fits:
         raise UserError(f"option --{key}: found {value!r}, expected {kinds[kind]} (its default is {default!r})")
+
+
+def check_choice(config, key, choices):
+    """A setting must be one of some words.
+
+    Raises:
+        UserError: it is another.
+    """
+    if config[key] not in choices:
+        raise UserError(
+            f"option --{key}: found {config[key]!r}, expected {' or '.join(choices)}"
+            + did_you_mean(config[key], choices)
+        )
 
 
 def _default_paths_from_root(options, given, defaults):

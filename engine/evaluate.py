@@ -16,8 +16,11 @@ class TopKCollector(Collector):
     """RecBole's collector, quicker for the usual case of one target a row: one top-k, no matrix of targets."""
 
     def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
-        needs = [name for name in ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
-                 if self.register.need(name)]
+        needs = [
+            name
+            for name in ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
+            if self.register.need(name)
+        ]
         if not set(needs) <= _BY_TOP_K or len(positive_i) != len(scores_tensor):
             super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
             return
@@ -66,8 +69,9 @@ class Evaluation:
         model.eval()
         collector = TopKCollector(self.config)
         collector.data_collect(_TrainSide(self.parts["train"]))
-        for batch, rows, positive_u, positive_i in tqdm(self.loaders[phase], desc=f"Evaluating {phase}", leave=False,
-                                                        disable=None if show_progress else True):
+        for batch, rows, positive_u, positive_i in tqdm(
+            self.loaders[phase], desc=f"Evaluating {phase}", leave=False, disable=None if show_progress else True
+        ):
             collector.eval_batch_collect(self._scores(model, batch, rows, positive_u), batch, positive_u, positive_i)
         values = Evaluator(self.config).evaluate(collector.get_data_struct())
         return {name: float(value) for name, value in values.items()}

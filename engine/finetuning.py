@@ -5,12 +5,14 @@ import os
 
 from recbole.data.utils import get_dataloader
 
+from baselines import UNTRAINED
 from common.errors import UserError
 from data import SequenceBatches
 from engine.checkpoint import load_weights, read_checkpoint
+from engine.config import check_choice, resolve_model
 from engine.evaluate import Evaluation
-from engine.setup import (Stopwatch, build_model, open_dataset, result_path, set_seeds, start_logging, write_result)
-from engine.trainer import Trainer
+from engine.setup import Stopwatch, build_model, open_dataset, result_path, set_seeds, start_logging, write_result
+from engine.trainer import Progress, Trainer
 from unisrec import STAGES, UniSRec
 
 logger = logging.getLogger(__name__)
@@ -30,16 +32,24 @@ def finetune(config):
             load_weights(model, checkpoint, config["pretrained"], tokens)
             if config["fix_enc"]:
                 model.freeze_encoder()
-        batches = SequenceBatches(dataset.sequences("train"), config["train_batch_size"], dataset.window,
-                                  config["train_mode"], config["window_stride"], config["seed"])
+        batches = SequenceBatches(
+            dataset.sequences("train"),
+            config["train_batch_size"],
+            dataset.window,
+            config["train_mode"],
+            config["window_stride"],
+            config["seed"],
+        )
         evaluation = Evaluation(config, dataset)
     name = f"UniSRec-{config['dataset']}-{config['train_stage']}-{config['seed']}{'-pretrained' if checkpoint else ''}"
     return train_and_test(config, model, batches, evaluation, name, watch, tokens)
 
 
 def run_baseline(config):
-    """Train and test one of RecBole's sequential models under the same protocol. Returns the result, dict."""
+    """Train and test a model that reads rows, under the same protocol. Returns the result, dict."""
     start_logging()
+    if config["model"] in UNTRAINED:
+        config["epochs"] = 0
     watch = Stopwatch()
     with watch("load"):
         dataset = open_dataset(config)
@@ -56,39 +66,59 @@ def train_and_test(config, model, batches, evaluation, name, watch, item_tokens)
     path = os.path.join(config["checkpoint_dir"], f"{name}.pth")
     show = bool(config["show_progress"])
     set_seeds(config["seed"])
-    trainer, progress = None, None
+    progress = Progress()
     if config["epochs"] > 0:
         trainer = Trainer(config, model, path, item_tokens)
-
-        def validate(model):
-            with watch("evaluate"):
-                return evaluation(model, "valid", show)
-
-        with watch("all"):
-            progress = trainer.fit(batches, validate)
+        progress = trainer.fit(batches, lambda model: evaluation(model, "valid", show))
     with watch("evaluate"):
-        valid = progress.best_metrics if progress and progress.best_metrics else evaluation(model, "valid", show)
+        valid = progress.best_metrics or evaluation(model, "valid", show)
         test = evaluation(model, "test", show)
-    seconds = dict(watch.seconds)
-    if trainer:
-        before_test = watch.seconds["evaluate"]
-        del before_test
     logger.info("test  %s", "  ".join(f"{key} {value:.4f}" for key, value in test.items()))
-    return write_result(result_path(config, path), config, path if trainer else config["pretrained"],
-                        progress.epoch if progress else 0, {"valid": valid, "test": test}, seconds, None,
-                        best_epoch=progress.best_epoch if progress else None)
+    seconds = {
+        **watch.seconds,
+        "train": progress.train_seconds,
+        "evaluate": watch.seconds["evaluate"] + progress.valid_seconds,
+    }
+    speed = progress.predictions / progress.train_seconds if progress.train_seconds else None
+    return write_result(
+        result_path(config, path),
+        config,
+        path if progress.epoch else config["pretrained"],
+        progress.epoch,
+        {"valid": valid, "test": test},
+        seconds,
+        speed,
+        best_epoch=progress.best_epoch,
+    )
 
 
 def _settle_stage(config, checkpoint):
-    """Check the stage; an evaluation of a checkpoint without id embeddings is inductive.
-
-    Raises:
-        UserError: an unknown stage or training mode.
-    """
-    stages = STAGES[1:]
-    if config["train_stage"] not in stages:
-        raise UserError(f"option --train_stage: found {config['train_stage']!r}, expected {' or '.join(stages)}")
-    if config["train_mode"] not in ("sequences", "rows"):
-        raise UserError(f"option --train_mode: found {config['train_mode']!r}, expected sequences or rows")
+    """Check the stage; an evaluation of a checkpoint without id embeddings is inductive."""
+    check_choice(config, "train_stage", STAGES[1:])
+    check_choice(config, "train_mode", ["sequences", "rows"])
     if checkpoint and config["epochs"] == 0 and "item_embedding.weight" not in checkpoint["state_dict"]:
         config["train_stage"] = "inductive_ft"
+
+
+def interaction_model(name):
+    """The class of a baseline: a sequential model of RecBole's that needs interactions only, or an untrained one.
+
+    Raises:
+        UserError: no such model, or one that needs more.
+    """
+    if name in ("FDSA", "S3Rec"):
+        raise UserError(
+            f"model {name}: reads item texts and comes later; models that run now: SASRec, GRU4Rec, BERT4Rec, ..."
+        )
+    if name in _NEED_MORE:
+        raise UserError(
+            f"model {name}: needs {_NEED_MORE[name]}, which these data sets do not have; "
+            "choose one that reads interactions only, such as SASRec, GRU4Rec, BERT4Rec"
+        )
+    return UNTRAINED.get(name) or resolve_model(str(name))
+
+
+_NEED_MORE = {
+    **dict.fromkeys(("GRU4RecF", "SASRecF", "DIN", "DIEN"), "item attributes"),
+    **dict.fromkeys(("GRU4RecKG", "KSR"), "a knowledge graph"),
+}

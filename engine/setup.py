@@ -19,8 +19,13 @@ logger = logging.getLogger(__name__)
 
 def start_logging():
     """Log to the terminal: everything from the main process, from the others only what goes wrong."""
-    logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, stream=sys.stderr, force=True,
-                        format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO if is_main() else logging.ERROR,
+        stream=sys.stderr,
+        force=True,
+        format="%(asctime)s  %(message)s",
+        datefmt="%H:%M:%S",
+    )
     logging.getLogger("torch").setLevel(logging.WARNING)
 
 
@@ -87,10 +92,20 @@ def write_result(path, config, checkpoint, epochs, metrics, seconds, rows_per_se
     Returns:
         dict: what was written.
     """
-    result = {"model": config["model"], "dataset": config["dataset"],
-              "train_stage": config["train_stage"] if config["model"] == "UniSRec" else None, "seed": config["seed"],
-              "checkpoint": checkpoint, "epochs": epochs, "metrics": metrics, "seconds": seconds,
-              "rows_per_second": rows_per_second, "peak_memory_mb": peak_memory_mb(), "versions": versions(), **more}
+    result = {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "train_stage": config["train_stage"] if config["model"] == "UniSRec" else None,
+        "seed": config["seed"],
+        "checkpoint": checkpoint,
+        "epochs": epochs,
+        "metrics": metrics,
+        "seconds": seconds,
+        "rows_per_second": rows_per_second,
+        "peak_memory_mb": peak_memory_mb(),
+        "versions": versions(),
+        **more,
+    }
     if is_main():
         write_json(path, result)
         logger.info("result: %s", path)
@@ -107,5 +122,9 @@ def versions():
     """Versions of what the numbers depend on."""
     import recbole
 
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-            "recbole": recbole.__version__}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "recbole": recbole.__version__,
+    }

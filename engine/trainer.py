@@ -16,8 +16,13 @@ from common.processes import is_main, world_size
 from engine.checkpoint import save_checkpoint
 
 logger = logging.getLogger(__name__)
-_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD,
-               "adagrad": torch.optim.Adagrad, "rmsprop": torch.optim.RMSprop}
+_OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+}
 
 
 @dataclasses.dataclass
@@ -30,6 +35,7 @@ class Progress:
         best_metrics (dict or None): all its metrics.
         waited (int): evaluations since then.
         predictions (int): learnt from, in this process.
+        train_seconds, valid_seconds (float): spent so far.
     """
 
     epoch: int = 0
@@ -38,6 +44,8 @@ class Progress:
     best_metrics: dict | None = None
     waited: int = 0
     predictions: int = 0
+    train_seconds: float = 0.0
+    valid_seconds: float = 0.0
 
 
 class Trainer:
@@ -77,16 +85,16 @@ class Trainer:
         """
         best_state = None
         for epoch in range(self.progress.epoch, self.config["epochs"]):
-            start = time.perf_counter()
-            loss, seen = self.train_epoch(batches, epoch)
-            self.progress.epoch, self.progress.predictions = epoch + 1, self.progress.predictions + seen
-            seconds = time.perf_counter() - start
-            self._report(epoch, {"loss": loss, "predictions per second": seen / seconds})
+            self.train_epoch(batches, epoch)
+            self.progress.epoch = epoch + 1
             if validate is None:
                 if epoch + 1 == self.config["epochs"] or (save_step and (epoch + 1) % save_step == 0):
                     self.save(self._epoch_path(epoch + 1))
             elif (epoch + 1) % self.config["eval_step"] == 0:
-                if self._is_best(epoch, validate(self.model)):
+                start = time.perf_counter()
+                metrics = validate(self.model)
+                self.progress.valid_seconds += time.perf_counter() - start
+                if self._is_best(epoch, metrics):
                     best_state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
                     self.save(self.path, optimizer=False)
                 elif self.progress.waited >= self.config["stopping_step"]:
@@ -96,18 +104,28 @@ class Trainer:
         return self.progress
 
     def train_epoch(self, batches, epoch):
-        """One pass over the data. Returns (mean loss, predictions learnt from)."""
+        """One pass over the data. Returns the mean loss."""
+        start = time.perf_counter()
         if hasattr(batches, "set_epoch"):
             batches.set_epoch(epoch)
         self.model.train()
         total, seen = 0.0, 0
-        bar = tqdm(batches, total=len(batches), desc=f"Epoch {epoch + 1}", leave=False,
-                   disable=None if self.show_progress else True)
+        bar = tqdm(
+            batches,
+            total=len(batches),
+            desc=f"Epoch {epoch + 1}",
+            leave=False,
+            disable=None if self.show_progress else True,
+        )
         for batch in bar:
             loss = self.train_step(batch.to(self.device))
             total, seen = total + loss * len(batch), seen + len(batch)
             bar.set_postfix(loss=f"{loss:.4f}")
-        return total / max(seen, 1), seen
+        seconds = time.perf_counter() - start
+        self.progress.predictions += seen
+        self.progress.train_seconds += seconds
+        self._report(epoch, {"loss": total / max(seen, 1), "predictions per second": seen / seconds})
+        return total / max(seen, 1)
 
     def train_step(self, batch):
         """One step of the optimiser. Returns the loss, float.
@@ -123,8 +141,10 @@ class Trainer:
             clip_grad_norm_(self.model.parameters(), **self.config["clip_grad_norm"])
         value = loss.item()
         if not math.isfinite(value):
-            raise UserError(f"the loss is {value} in epoch {self.progress.epoch + 1}; "
-                            "set a lower --learning_rate or --clip_grad_norm='{max_norm: 1.0}'")
+            raise UserError(
+                f"the loss is {value} in epoch {self.progress.epoch + 1}; "
+                "set a lower --learning_rate or --clip_grad_norm='{max_norm: 1.0}'"
+            )
         self.optimizer.step()
         return value
 
@@ -141,8 +161,12 @@ class Trainer:
         return True
 
     def _report(self, epoch, values, what="train"):
-        logger.info("epoch %d  %s  %s", epoch + 1, what, "  ".join(f"{k} {v:.4f}" if abs(v) < 100 else f"{k} {v:,.0f}"
-                                                                 for k, v in values.items()))
+        logger.info(
+            "epoch %d  %s  %s",
+            epoch + 1,
+            what,
+            "  ".join(f"{k} {v:.4f}" if abs(v) < 100 else f"{k} {v:,.0f}" for k, v in values.items()),
+        )
         if self.watch:
             for name, value in values.items():
                 self.watch.add_scalar(f"{what}/{name}", value, epoch + 1)
@@ -213,4 +237,6 @@ def _open_tensorboard(config, path):
     from torch.utils.tensorboard import SummaryWriter
 
     name = os.path.splitext(os.path.basename(path))[0].replace("-{epoch}", "")
-    return SummaryWriter(os.path.join(config["checkpoint_dir"], "tensorboard", f"{name}-{time.strftime('%m%d-%H%M%S')}"))
+    return SummaryWriter(
+        os.path.join(config["checkpoint_dir"], "tensorboard", f"{name}-{time.strftime('%m%d-%H%M%S')}")
+    )

@@ -30,5 +30,9 @@ def golden(golden_folder):
 def small_config(stage, dataset, data_path, **options):
     """A configuration of a UniSRec of the golden files' sizes."""
     sizes = dict(hidden_size=16, inner_size=12, n_exps=3, n_layers=2, n_heads=2, plm_size=24, show_progress=False)
-    return build_config(UniSRec, dataset, ["overall.yaml", "UniSRec.yaml", STAGE_PROPS[stage]],
-                        {"train_stage": stage, "data_path": data_path, **sizes, **options})
+    return build_config(
+        UniSRec,
+        dataset,
+        ["overall.yaml", "UniSRec.yaml", STAGE_PROPS[stage]],
+        {"train_stage": stage, "data_path": data_path, **sizes, **options},
+    )

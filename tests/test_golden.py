@@ -24,8 +24,13 @@ def open_stage(stage, golden, golden_folder):
     config = small_config(stage, name, os.path.join(golden_folder, "dataset", folder))
     dataset = UniSRecDataset(config)
     model = UniSRec(config, dataset).eval()
-    state = from_published_layout({key.split("/", 2)[2]: torch.from_numpy(value) for key, value in golden.items()
-                                   if key.startswith(f"{stage}/state/")})
+    state = from_published_layout(
+        {
+            key.split("/", 2)[2]: torch.from_numpy(value)
+            for key, value in golden.items()
+            if key.startswith(f"{stage}/state/")
+        }
+    )
     if stage == "transductive_ft":
         order = [0] + [dataset.token2id("item_id", str(token)) for token in golden[f"{stage}/item_tokens"][1:]]
         rows = torch.empty_like(state["item_embedding.weight"])
@@ -69,8 +74,14 @@ def test_pretraining_loss_and_gradients(view, golden, golden_folder):
         augmented_lengths = lengths
     rows = torch.arange(len(items))
     batch = types.SimpleNamespace(
-        items=[items], scored=[rows * items.size(1) + lengths - 1], targets=targets, weights=None, owners=rows,
-        augmented_items=[augmented], augmented_scored=[rows * augmented.size(1) + augmented_lengths - 1])
+        items=[items],
+        scored=[rows * items.size(1) + lengths - 1],
+        targets=targets,
+        weights=None,
+        owners=rows,
+        augmented_items=[augmented],
+        augmented_scored=[rows * augmented.size(1) + augmented_lengths - 1],
+    )
     loss = model.pretrain_loss(batch)
     assert loss.item() == pytest.approx(float(golden[f"pretrain/loss_{view}"]), rel=LOSS_TOLERANCE)
     loss.backward()
@@ -99,8 +110,9 @@ def test_finetuning_loss_and_gradients(stage, golden, golden_folder):
 def test_scores_of_the_test_users(stage, golden, golden_folder):
     model, dataset = open_stage(stage, golden, golden_folder)
     test = dataset.build()[2]
-    rows = {int(token): row for row, token in
-            enumerate(dataset.id2token("user_id", test.inter_feat["user_id"].numpy()))}
+    rows = {
+        int(token): row for row, token in enumerate(dataset.id2token("user_id", test.inter_feat["user_id"].numpy()))
+    }
     wanted = [rows[int(user)] for user in np.ravel(golden[f"{stage}/test_user"])]
     with torch.no_grad():
         scores = model.full_sort_predict(test[wanted]).numpy()
@@ -116,7 +128,8 @@ def test_published_checkpoint_loads_and_runs_nothing(golden, golden_folder):
     model = UniSRec(config, UniSRecDataset(config))
     load_weights(model, checkpoint, path)
     assert set(to_published_layout(checkpoint["state_dict"])) == {
-        key.removeprefix("pretrain/state/") for key in golden if key.startswith("pretrain/state/")}
+        key.removeprefix("pretrain/state/") for key in golden if key.startswith("pretrain/state/")
+    }
     assert type(checkpoint["config"]).__mro__[1].__name__ == "Inert"
 
 

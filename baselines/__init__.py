@@ -1,0 +1,5 @@
+"""Baselines that RecBole does not have."""
+
+from baselines.untrained import LastText, MeanText, Popularity
+
+UNTRAINED = {"Popularity": Popularity, "LastText": LastText, "MeanText": MeanText}

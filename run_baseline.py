@@ -1,0 +1,31 @@
+"""Train and test one of RecBole's sequential models under UniSRec's protocol: python run_baseline.py -m SASRec -d NAME"""
+
+from common.errors import run_command
+from engine.config import build_config, parse_command_line
+
+USAGE = """
+python run_baseline.py -m MODEL -d NAME [--config_files=props/finetune.yaml] [--key=value ...]
+
+  -m, --model MODEL     one of RecBole's sequential models that need interactions only: SASRec, GRU4Rec, BERT4Rec, ...
+  -d, --dataset NAME    data set in dataset/downstream
+  every key of props/overall.yaml, props/finetune.yaml and of the model's own YAML in RecBole
+writes saved/MODEL-NAME-SEED.pth and, beside it, the result as .json
+"""
+SHORT = {"-m": "model", "-d": "dataset"}
+
+
+def main(argv):
+    options = parse_command_line(argv, SHORT, USAGE)
+    from engine.finetuning import interaction_model, run_baseline
+
+    config = build_config(
+        interaction_model(options.pop("model", "SASRec")),
+        options.pop("dataset", "Scientific"),
+        ["overall.yaml", "finetune.yaml"],
+        options,
+    )
+    run_baseline(config)
+
+
+if __name__ == "__main__":
+    run_command(main)
