@@ -1,11 +1,13 @@
 """Pre-train UniSRec with several processes: CUDA_VISIBLE_DEVICES=0,1,2,3 python ddp_pretrain.py [-d FHCKM]"""
 
+import logging
 import os
 import socket
 
 import torch
 
 from common.errors import UserError, run_command
+from data import UniSRecDataset
 from engine.config import parse_command_line
 from pretrain import USAGE as PRETRAIN_USAGE
 from pretrain import configure, pretrain
@@ -27,21 +29,33 @@ SHORT = {"-d": "dataset", "-p": "port"}
 def main(argv):
     options = parse_command_line(argv, SHORT, USAGE)
     port, processes = options.pop("port", None), options.pop("nproc", None)
-    config = configure(options)  # mistakes show before any process starts
+    config = configure(options)
     if "LOCAL_RANK" in os.environ:  # torchrun has started us
         work(int(os.environ["RANK"]), config)
         return
-    processes = _number("nproc", processes or torch.cuda.device_count() or 1)
+    processes = _number("nproc", processes if processes is not None else torch.cuda.device_count() or 1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port(port)), WORLD_SIZE=str(processes))
+    UniSRecDataset(config).sequences("train")  # mistakes show here, and the processes find what is parsed in a cache
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of each process it ends
     if not torch.cuda.is_available():
         print(f"no GPU: {processes} process{'es' if processes > 1 else ''} on the CPU (gloo); --nproc N changes that")
-    torch.multiprocessing.spawn(_spawned, (options,), nprocs=processes)
+    mistakes = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    try:
+        torch.multiprocessing.spawn(_spawned, (options, mistakes), nprocs=processes)
+    except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException):
+        if mistakes.empty():
+            raise
+        raise UserError(mistakes.get()) from None  # all processes make the same mistake; it is told once
 
 
-def _spawned(rank, options):
+def _spawned(rank, options, mistakes):
     """One process of a run that this command started."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    run_command(lambda _: work(rank, configure(options)), [])
+    try:
+        work(rank, configure(options))
+    except UserError as mistake:
+        mistakes.put(str(mistake))
+        raise SystemExit(2) from None
 
 
 def work(rank, config):
@@ -56,7 +70,7 @@ def work(rank, config):
 
 
 def _number(key, value):
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise UserError(f"option --{key}: found {value!r}, expected a whole number from 1 on")
     return value
 
@@ -65,7 +79,7 @@ def _free_port(port):
     """The port asked for, if it is free, or any free one."""
     with socket.socket() as probe:
         try:
-            probe.bind(("127.0.0.1", _number("port", port) if port else 0))
+            probe.bind(("127.0.0.1", _number("port", port) if port is not None else 0))
         except (OSError, OverflowError):
             raise UserError(f"option --port: {port} is taken or no port; leave it out to get a free one") from None
         return probe.getsockname()[1]

@@ -1,10 +1,12 @@
 """Fine-tune UniSRec on one domain, or evaluate it there: python finetune.py -d Scientific [-p CHECKPOINT]"""
 
 from common.errors import run_command
-from engine.config import build_config, parse_command_line
+from engine.config import build_config, parse_command_line, take_option
 
 USAGE = """
-python finetune.py -d NAME [-p CHECKPOINT] [--key=value ...]     every key of props/overall.yaml, UniSRec.yaml, finetune.yaml
+python finetune.py -d NAME [-p CHECKPOINT] [--key=value ...]
+
+  every key of props/overall.yaml, UniSRec.yaml, finetune.yaml, and
 
   -d, --dataset NAME        data set in dataset/downstream
   -p, --pretrained FILE     checkpoint to start from; without one, from scratch
@@ -21,9 +23,8 @@ def main(argv):
     from engine.finetuning import finetune
     from unisrec import UniSRec
 
-    config = build_config(
-        UniSRec, options.pop("dataset", "Scientific"), ["overall.yaml", "UniSRec.yaml", "finetune.yaml"], options
-    )
+    dataset = take_option(options, "dataset", "Scientific")
+    config = build_config(UniSRec, dataset, ["overall.yaml", "UniSRec.yaml", "finetune.yaml"], options)
     finetune(config)
 
 

@@ -2,8 +2,8 @@
 
 import os
 
-from common.errors import run_command
-from engine.config import build_config, check_choice, parse_command_line
+from common.errors import UserError, run_command
+from engine.config import build_config, check_choice, parse_command_line, take_option
 
 USAGE = """
 python pretrain.py [-d FHCKM] [--key=value ...]     every key of props/overall.yaml, UniSRec.yaml, pretrain.yaml
@@ -23,10 +23,14 @@ def configure(options):
     """The configuration of a pre-training, from the command line's options. Returns Config."""
     from unisrec import UniSRec
 
-    options = {"dataset": "FHCKM", **options}
-    config = build_config(UniSRec, options.pop("dataset"), ["overall.yaml", "UniSRec.yaml", "pretrain.yaml"], options)
+    options = dict(options)
+    dataset = take_option(options, "dataset", "FHCKM")
+    config = build_config(UniSRec, dataset, ["overall.yaml", "UniSRec.yaml", "pretrain.yaml"], options)
     check_choice(config, "train_stage", ["pretrain"])
     check_choice(config, "train_mode", ["sequences", "rows"])
+    check_choice(config, "loss_type", ["CE"])
+    if config["epochs"] == 0:
+        raise UserError("option --epochs: found 0, expected 1 or more: pre-training has nothing to evaluate")
     return config
 
 

@@ -1,7 +1,7 @@
-"""Train and test one of RecBole's sequential models under UniSRec's protocol: python run_baseline.py -m SASRec -d NAME"""
+"""Train and test a sequential model of RecBole's under UniSRec's protocol: python run_baseline.py -m SASRec -d NAME"""
 
 from common.errors import run_command
-from engine.config import build_config, parse_command_line
+from engine.config import build_config, parse_command_line, take_option
 
 USAGE = """
 python run_baseline.py -m MODEL -d NAME [--config_files=props/finetune.yaml] [--key=value ...]
@@ -19,8 +19,8 @@ def main(argv):
     from engine.finetuning import interaction_model, run_baseline
 
     config = build_config(
-        interaction_model(options.pop("model", "SASRec")),
-        options.pop("dataset", "Scientific"),
+        interaction_model(take_option(options, "model", "SASRec")),
+        take_option(options, "dataset", "Scientific"),
         ["overall.yaml", "finetune.yaml"],
         options,
     )

@@ -89,7 +89,38 @@ class MoEAdaptor(nn.Module):
         return self.experts(x, self.gates(x))
 
 
-class UniSRec(SASRec):
+class AllPositions:
+    """For SASRec and what derives from it: the states at all positions of left-aligned sequences, in one pass."""
+
+    ignores_padding = True
+
+    def encode(self, item_vectors):
+        """Run the transformer over left-aligned sequences.
+
+        Causal masking alone keeps padding out: it stands to the right of everything that is read.
+
+        Args:
+            item_vectors (float [B, L, H]).
+
+        Returns:
+            float [B, L, H]: position t has seen items 0..t.
+        """
+        length = item_vectors.size(1)
+        hidden = self.dropout(self.LayerNorm(item_vectors + self.position_embedding.weight[:length]))
+        mask = torch.full((length, length), -10000.0, device=hidden.device).triu(1)[None, None]
+        return self.trm_encoder(hidden, mask, output_all_encoded_layers=False)[-1]
+
+    def encode_scored(self, item_vectors, scored):
+        """The states at the scored positions of several buckets of sequences, float [P, H]."""
+        return torch.cat(
+            [
+                self.encode(vectors).flatten(0, 1)[positions]
+                for vectors, positions in zip(item_vectors, scored, strict=True)
+            ]
+        )
+
+
+class UniSRec(AllPositions, SASRec):
     """The model, in one of three stages.
 
     - `pretrain`: contrastive learning over several domains; reads `features.lookup`.
@@ -157,34 +188,9 @@ class UniSRec(SASRec):
 
     # -- sequences ----------------------------------------------------------------------------------------------
 
-    def encode(self, item_vectors):
-        """Run the transformer over left-aligned sequences.
-
-        Causal masking alone keeps padding out: it stands to the right of everything that is read.
-
-        Args:
-            item_vectors (float [B, L, H]).
-
-        Returns:
-            float [B, L, H]: position t has seen items 0..t.
-        """
-        length = item_vectors.size(1)
-        hidden = self.dropout(self.LayerNorm(item_vectors + self.position_embedding.weight[:length]))
-        mask = torch.full((length, length), -10000.0, device=hidden.device).triu(1)[None, None]
-        return self.trm_encoder(hidden, mask, output_all_encoded_layers=False)[-1]
-
-    def encode_scored(self, item_vectors, scored):
-        """The states at the scored positions of several buckets of sequences, float [P, H]."""
-        return torch.cat(
-            [
-                self.encode(vectors).flatten(0, 1)[positions]
-                for vectors, positions in zip(item_vectors, scored, strict=True)
-            ]
-        )
-
     def forward(self, item_seq, item_seq_len):
         """RecBole's way in: histories int64 [B, L] and lengths [B] -> sequence representations float [B, H]."""
-        if self._evaluation is not None:
+        if self._evaluation is not None and not torch.is_grad_enabled():
             vectors = F.embedding((item_seq - 1).clamp(min=0), self._evaluation[0])
         else:
             vectors = self.item_representations([item_seq])[0]

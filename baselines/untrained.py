@@ -11,6 +11,7 @@ class _Untrained(SequentialRecommender):
     """Scores from `states` and `candidates`: float [B, K] and [N, K]."""
 
     input_type = InputType.POINTWISE
+    ignores_padding = True
 
     def full_sort_predict(self, interaction):
         """Score of every item, float [B, N + 1]; column = item id, column 0 (padding) is -inf."""

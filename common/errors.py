@@ -18,7 +18,7 @@ def run_command(main, argv=None):
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+        print("error:", " ".join(str(mistake).splitlines()), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)

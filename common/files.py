@@ -14,7 +14,37 @@ _CANNOT_WRITE = {
     errno.EDQUOT: "the disk quota is used up; free some space and run again",
     errno.EACCES: "no permission to write there; choose another folder",
     errno.EROFS: "the folder is read-only; choose another folder",
+    errno.EEXIST: "a file stands where a folder should be; choose another folder",
+    errno.ENOTDIR: "a file stands where a folder should be; choose another folder",
+    errno.EISDIR: "it is a folder; choose the name of a file",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Within this, what keeps a user from writing to `path` becomes a `UserError`."""
+    try:
+        yield
+    except OSError as failure:
+        if failure.errno in _CANNOT_WRITE:
+            raise UserError(f"{path}: cannot be written: {_CANNOT_WRITE[failure.errno]}") from failure
+        raise
+
+
+def check_can_write(path):
+    """Find out before long work whether its result can be written; makes the folder.
+
+    Raises:
+        UserError: the path is a folder's, or its folder cannot be written to.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    with writing(path):
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, path)
+        os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, folder)
 
 
 @contextlib.contextmanager
@@ -30,19 +60,16 @@ def atomic_path(path):
     path = os.path.abspath(path)
     temporary = None
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
-        os.close(handle)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private; a data set is for everybody
-        yield temporary
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as failure:
-        if failure.errno in _CANNOT_WRITE:
-            raise UserError(f"{path}: cannot be written: {_CANNOT_WRITE[failure.errno]}") from failure
-        raise
+        with writing(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
+            os.close(handle)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private; a data set is for everybody
+            yield temporary
+            os.replace(temporary, path)
+            temporary = None
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):

@@ -29,6 +29,15 @@ def start_process_group():
     dist.init_process_group(backend)
 
 
+def gather_objects(value):
+    """`value`, anything that can be pickled, of every process, in the order of their ranks. Returns list."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def gather(*tensors):
     """Join tensors over all processes along their first dimension, which may differ between processes.
 

@@ -54,7 +54,7 @@ class SequenceBatches:
 
     Args:
         sequences (Sequences): what to learn.
-        batch_size (int): predictions per batch, over all processes; batches come within half a sequence of it.
+        batch_size (int): predictions per batch, over all processes; batches come within a sequence of it.
         window (int): items of history that a prediction may see.
         mode (str): `sequences` scores all positions of a sequence in one pass; `rows` encodes every prefix by itself,
             as the published code does. Both give the same numbers where no sequence is longer than the window.
@@ -91,7 +91,8 @@ class SequenceBatches:
         self.epoch = 0
 
     def __len__(self):
-        return max(1, round(int(self.predictions.sum()) / self.batch_size))
+        # a stretch that is read at once is never split, so there are no more batches than those
+        return min(max(1, round(int(self.predictions.sum()) / self.batch_size)), len(self.starts))
 
     def set_epoch(self, epoch):
         """Choose the epoch (from 0 on) that the next iteration goes through."""
@@ -101,7 +102,11 @@ class SequenceBatches:
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.starts)) if self.shuffle else np.arange(len(self.starts))
         done = np.cumsum(self.predictions[order])
-        cuts = np.searchsorted(done, done[-1] * np.arange(1, len(self)) / len(self))
+        numbers = np.arange(1, len(self))
+        cuts = np.searchsorted(done, done[-1] * numbers / len(self))
+        # no batch is empty, not even where one sequence has more predictions than a batch
+        cuts = np.maximum.accumulate(np.maximum(cuts - numbers, 0)) + numbers
+        cuts = np.minimum(cuts, len(order) - len(self) + numbers)
         for number, part in enumerate(np.split(order, cuts)):
             # the augmentation has a generator of its own for each rank, so no two sequences share a draw
             own = np.random.default_rng([self.seed, self.epoch, number, self.rank, 1])
@@ -163,6 +168,7 @@ def cut_windows(sequences, window, mode, stride):
         ends = np.flatnonzero(sequences.weights)
         owners = np.searchsorted(sequences.offsets, ends, side="right") - 1
         return np.maximum(sequences.offsets[owners], ends - window), ends, ends, owners
+    stride = min(stride, window)  # a stretch predicts only what follows its own items
     begin, stop = sequences.offsets[:-1], sequences.offsets[1:]
     beyond = np.maximum(stop - begin - 1 - window, 0)  # predictions whose history is longer than the window
     extra = -(-beyond // stride)

@@ -45,8 +45,9 @@ class Catalogue:
         if len(bad):
             first = bad[0]
             written = f"{domain[first]}-{index[first]}" if self.is_mixture else str(index[first])
+            file = f"{self.domains[domain[first]]}{self.source.removeprefix(self.domains[0])}" if known[first] else None
             holds = (
-                f"{self.source} holds {limit[first]} items"
+                f"{file} holds {limit[first]} items"
                 if known[first]
                 else f"{self.name}.pt_datasets names {len(self.counts)} domains"
             )
@@ -72,7 +73,7 @@ def open_catalogue(folder, name, plm_suffix, augmented_suffix, plm_size, need_fe
         folder (str): the data set's folder.
         name (str): the data set.
         plm_suffix (str): the suffix of the features, or `auto`.
-        augmented_suffix (str or None): that of the features of shortened texts (`auto`: feat2 for feat1), None for none.
+        augmented_suffix (str or None): that of the features of shortened texts (`auto`: feat2 for feat1); None: none.
         plm_size (int): the width of features that have no description beside them.
         need_features (bool): False for models that read item ids only.
 
@@ -88,8 +89,11 @@ def open_catalogue(folder, name, plm_suffix, augmented_suffix, plm_size, need_fe
     is_mixture = os.path.isfile(mixture_file)
     domains = [name]
     if is_mixture:
-        with open(mixture_file, encoding="utf-8") as file:
-            domains = [domain.strip() for domain in file.read().strip().split(",")]
+        with open(mixture_file, encoding="utf-8", errors="replace") as file:
+            written = file.read().strip()
+        domains = [domain.strip() for domain in written.split(",")]
+        if not all(domain.isprintable() and domain for domain in domains) or len(set(domains)) < len(domains):
+            raise UserError(f"{mixture_file}: found {written[:60]!r}, expected the domains' names, comma separated")
     if not need_features:
         counts = _indexed_counts(folder, name, domains, is_mixture)
         return Catalogue(name, domains, counts, is_mixture, f"{name}.item2index"), None
@@ -121,6 +125,31 @@ def open_catalogue(folder, name, plm_suffix, augmented_suffix, plm_size, need_fe
             )
     catalogue = Catalogue(name, domains, counts, is_mixture, os.path.basename(paths[0]))
     return catalogue, ItemFeatures(paths, counts, width, dtype, augmented)
+
+
+def item_names(folder, catalogue):
+    """What the items are, whatever number the data set gives them: raw ids of `.item2index`, where there is one.
+
+    Returns:
+        list of str: `[PAD]` first, then in the order of the ids.
+
+    Raises:
+        UserError: a line of the file is no `raw<TAB>index`.
+    """
+    path, names = os.path.join(folder, f"{catalogue.name}.item2index"), list(catalogue.tokens())
+    if catalogue.is_mixture or not os.path.isfile(path):
+        return names
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            name, _, index = line.rstrip("\r\n").rpartition("\t")
+            if index.isdecimal() and int(index) < catalogue.n_items:
+                names[int(index) + 1] = name
+            elif line.strip():
+                raise UserError(
+                    f"{path}, line {number}: found {line.strip()[:60]!r}, expected ITEM<TAB>INDEX with an index below "
+                    f"{catalogue.n_items}; process the data set again"
+                )
+    return names
 
 
 def _missing_folder(folder, name):

@@ -6,15 +6,19 @@ import os
 import numpy as np
 import torch
 from recbole.data.dataset import SequentialDataset
-from recbole.data.interaction import Interaction
+from recbole.data.interaction import Interaction, cat_interactions
 from recbole.utils import FeatureSource, FeatureType
 from scipy.sparse import coo_matrix
 
 from common.errors import UserError
-from data.catalogue import open_catalogue
+from data.catalogue import item_names, open_catalogue
 from data.files import DOMAIN, load_sequences
 
 SPLITS = ("train", "valid", "test")
+# Models of RecBole's that give the same scores whatever padding stands behind a history, proven for each by
+# tests/test_recbole_contract.py. Of the others some crash on rows shorter than MAX_ITEM_LIST_LENGTH, some score them
+# differently without a word; a model of one's own is trusted where it says `ignores_padding = True`.
+IGNORE_PADDING = frozenset({"BERT4Rec", "CORE", "FPMC", "GCSAN", "GRU4Rec", "NARM", "SASRec", "SRGNN", "TransRec"})
 
 
 class UniSRecDataset(SequentialDataset):
@@ -32,7 +36,7 @@ class UniSRecDataset(SequentialDataset):
 
     Args:
         config (Config): keys `data_path`, `dataset`, `plm_suffix`, `plm_suffix_aug`, `plm_size`, `train_stage`,
-            `MAX_ITEM_LIST_LENGTH`, `trim_padding`.
+            `MAX_ITEM_LIST_LENGTH`.
 
     Raises:
         UserError: missing or malformed files.
@@ -52,7 +56,11 @@ class UniSRecDataset(SequentialDataset):
         )
         self._sequences = {}
         self._user_numbers = None
-        self.split = None
+        self.split = self._columns = None
+        model = config.model_class
+        self._trims = getattr(model, "ignores_padding", False) or (
+            model.__module__.startswith("recbole.") and model.__name__ in IGNORE_PADDING
+        )
         self.user_feat = self.item_feat = None
         self.feat_name_list = ["inter_feat"]
         self.item_id_list_field = f"{self.iid_field}{config['LIST_SUFFIX']}"
@@ -98,6 +106,10 @@ class UniSRecDataset(SequentialDataset):
             return len(self._users()) + 1
         return super().num(field)
 
+    def item_names(self):
+        """What each row of an id embedding stands for, `[PAD]` first: list of str."""
+        return item_names(self.config["data_path"], self.catalogue)
+
     def _users(self):
         """The users' numbers as written, ascending: int64; user id = place + 1."""
         if self._user_numbers is None:
@@ -124,8 +136,19 @@ class UniSRecDataset(SequentialDataset):
         part._positions, part._row_sequences = self.sequences(split).rows()
         if not len(part._positions):
             raise UserError(f"{self.dataset_name}.{split}.inter: holds no rows; expected one per history and target")
-        part.inter_feat = part._plain_columns(slice(None))
+        part._columns = None
         return part
+
+    @property
+    def inter_feat(self):
+        """The columns of all rows, as RecBole's samplers and some models read them. Returns Interaction."""
+        if self._columns is None:
+            self._columns = (
+                _Columns(self._plain_columns(slice(None)).interaction, self.item_id_list_field, self)
+                if self.split
+                else cat_interactions([part.inter_feat for part in self.build()])
+            )
+        return self._columns
 
     def _plain_columns(self, index):
         """User, target and history length of rows, without the history itself. Returns Interaction."""
@@ -151,12 +174,14 @@ class UniSRecDataset(SequentialDataset):
 
         Returns:
             Interaction: user_id [B], item_id_list [B, L] padded with 0 on the right, item_length [B], item_id [B];
-            L is the longest history of the batch, or MAX_ITEM_LIST_LENGTH with `trim_padding` off.
+            L is the longest history of the batch for models that ignore padding, else MAX_ITEM_LIST_LENGTH; and so for
+            a slice, since RecBole's loader for sampled negatives joins several.
         """
         index = np.atleast_1d(np.asarray(index)) if not isinstance(index, slice) else index
         rows = self._plain_columns(index)
         lengths = rows[self.item_list_length_field].numpy()
-        width = int(lengths.max(initial=1)) if self.config["trim_padding"] else self.max_item_list_len
+        trims = self._trims and not isinstance(index, slice)
+        width = int(lengths.max(initial=1)) if trims else self.max_item_list_len
         place = np.arange(width)
         source = (self._positions[index] - lengths)[:, None] + place
         inside = place < lengths[:, None]
@@ -169,7 +194,7 @@ class UniSRecDataset(SequentialDataset):
         """Order the rows by a field; RecBole's loader for sampled negatives wants a user's rows together."""
         order = np.argsort(self.inter_feat[by].numpy() * (1 if ascending else -1), kind="stable")
         self._positions, self._row_sequences = self._positions[order], self._row_sequences[order]
-        self.inter_feat = self._plain_columns(slice(None))
+        self._columns = None
 
     def join(self, df):
         """RecBole adds user and item attributes here; there are none."""
@@ -192,6 +217,19 @@ class UniSRecDataset(SequentialDataset):
         )
 
     __repr__ = __str__
+
+
+class _Columns(Interaction):
+    """All rows of a split; the padded histories, by far the largest column, are made when somebody asks for them."""
+
+    def __init__(self, columns, histories, dataset):
+        super().__init__(columns)
+        self._histories, self._dataset = histories, dataset
+
+    def __getitem__(self, index):
+        if isinstance(index, str) and index == self._histories and index not in self.interaction:
+            self.interaction[index] = self._dataset[:].interaction[index]
+        return super().__getitem__(index)
 
 
 class _Tokens(dict):

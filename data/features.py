@@ -75,13 +75,21 @@ def feature_shape(path, plm_size):
             f"python dataset/preprocessing/encode_text.py -d {os.path.basename(path).split('.')[0]}"
         )
     description = read_json(f"{path}.json") if os.path.isfile(f"{path}.json") else {}
+    if not isinstance(description, dict):
+        raise UserError(f"{path}.json: holds {type(description).__name__}, expected width and items; encode again")
     width, dtype = description.get("width", plm_size), description.get("dtype", "float32")
+    items = description.get("items")
+    for key, value in (("width", width), ("items", items)):
+        if type(value) is not int and (description or key == "width") or type(value) is int and value < 1:
+            raise UserError(f"{path}.json: {key} {value!r}, expected a whole number from 1 on; encode the texts again")
+    if dtype not in ("float32", "float16"):
+        raise UserError(f"{path}.json: dtype {dtype!r}, expected float32 or float16; encode the texts again")
     size, row = os.path.getsize(path), width * np.dtype(dtype).itemsize
     says = f"{path}.json" if description else f"plm_size {plm_size}"
-    if size % row or (description and size != description["items"] * row):
+    if not size or size % row or (description and size != items * row):
         raise UserError(
             f"{path}: {size} bytes do not fit {says} ({row} bytes an item"
-            + (f", {description['items']} items" if description else "")
+            + (f", {items} items" if description else "")
             + "); encode the texts again"
             + ("" if description else " or set --plm_size to the encoder's width")
         )

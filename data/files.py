@@ -13,6 +13,7 @@ from data.sequences import Sequences, fold_rows
 
 _FIELDS = ("user_id:token", "item_id_list:token_seq", "item_id:token")
 _CHUNK = 1 << 26  # bytes of text parsed at a time
+_LONGEST_HEADER = 1 << 16
 _CACHE_VERSION = 1
 DOMAIN = 1 << 32  # mixtures: a number is domain * DOMAIN + index
 
@@ -70,10 +71,11 @@ def _read_chunks(path, is_mixture, show_progress):
     from tqdm import tqdm
 
     with open(path, "rb") as file:
-        header = file.readline().decode("utf-8", "replace").rstrip("\r\n").split("\t")
+        header = file.readline(_LONGEST_HEADER).decode("utf-8", "replace").rstrip("\r\n").split("\t")
         missing = [field for field in _FIELDS if field not in header]
         if missing:
-            raise UserError(f"{path}: header {header} lacks {', '.join(missing)}; expected {' '.join(_FIELDS)}")
+            found = "\t".join(header)[:80]
+            raise UserError(f"{path}: header {found!r} lacks {', '.join(missing)}; expected {' '.join(_FIELDS)}")
         line, size = 2, os.path.getsize(path)
         with tqdm(
             total=size,
@@ -95,12 +97,21 @@ def _read_chunks(path, is_mixture, show_progress):
                         infer_schema=False,
                     )
                 except (pl.exceptions.PolarsError, UnicodeDecodeError) as mistake:
-                    reason = str(mistake).splitlines()[0]
-                    raise UserError(
-                        f"{path}: is no tab-separated text ({reason}); expected {' '.join(_FIELDS)}"
-                    ) from None
+                    raise UserError(_first_wrong_line(text, path, line, header, mistake)) from None
                 yield line, *_parse_frame(frame.select(_FIELDS), path, line, is_mixture)
                 line += len(frame)
+
+
+def _first_wrong_line(text, path, line, header, mistake):
+    """The message for the first line that has not as many columns as the header."""
+    for number, row in enumerate(text.removesuffix(b"\n").split(b"\n"), start=line):
+        columns = row.count(b"\t") + 1
+        if columns != len(header):
+            return (
+                f"{path}, line {number}: is no tab-separated text of {len(header)} columns, as in its header, but "
+                f"of {columns}; expected {' '.join(_FIELDS)}"
+            )
+    return f"{path}: is no tab-separated text ({str(mistake).splitlines()[0]}); expected {' '.join(_FIELDS)}"
 
 
 def _parse_frame(frame, path, line, is_mixture):
@@ -135,11 +146,17 @@ def _first_wrong_id(column, path, line, is_mixture, field):
         for token in text.split(" "):
             pieces = token.split("-") if is_mixture else [token]
             if len(pieces) != (2 if is_mixture else 1) or not all(p.isascii() and p.isdigit() for p in pieces):
+                found = repr(token) if len(token) <= 40 else f"{token[:40]!r}..."
                 return (
-                    f"{path}, line {line + row}: {field} holds {token!r}; expected {expected}; "
+                    f"{path}, line {line + row}: {field} holds {found}; expected {expected}; "
                     "write item and user numbers as dataset/README.md says"
                 )
-    return f"{path}: {field} holds a number above {2**32 - 1}; expected item indices from 0 on"
+            if any(int(piece[:40]) >= DOMAIN for piece in pieces):
+                return (
+                    f"{path}, line {line + row}: {field} holds a number above {DOMAIN - 1} ({token[:40]}); "
+                    "expected item indices from 0 on"
+                )
+    return f"{path}: {field} holds what is no number; expected {expected}"
 
 
 def _cache_path(path):
@@ -154,14 +171,14 @@ def _cache_path(path):
 
 def _read_cache(cache, key):
     try:
-        with np.load(cache, allow_pickle=False) as stored:
+        with open(cache, "rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["key"]) != key:
                 return None
             return Sequences(
                 **{name: stored[name] for name in ("offsets", "items", "weights", "users")},
                 window=int(stored["window"]),
             )
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return None  # none there, or half of one: it is only a cache
 
 

@@ -18,7 +18,7 @@ class Sequences:
     Attributes:
         offsets (int64 [S + 1]): sequence s is `items[offsets[s]:offsets[s + 1]]`, oldest first.
         items (int32 [T]): item ids, 1..N; 0 is padding and does not occur.
-        weights (uint16 [T]): how many rows of the file predict this item from those before it in its sequence;
+        weights (uint32 [T]): how many rows of the file predict this item from those before it in its sequence;
             0 where none does.
         users (int64 [S]): the user's number as written in the file (mixtures: domain * 2**32 + number).
         window (int): the longest history of the source rows; a prediction sees at most so many items.
@@ -140,7 +140,7 @@ def _equal(full, left, right, sizes):
 def _fold_chains(rows, users, sizes, starts, shifted, full):
     """Fold users all of whose rows form one chain. Returns (users, lengths, items, weights)."""
     if not len(rows):
-        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.uint16)
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.uint32)
     users, sizes, starts, shifted = users[rows], sizes[rows], starts[rows], shifted[rows]
     first = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
     chain = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(rows))))
@@ -157,7 +157,7 @@ def _fold_chains(rows, users, sizes, starts, shifted, full):
     oldest = np.searchsorted(shifts + chain * step, all_shifts + np.arange(len(first)) * step)
     within = np.arange(sizes[oldest].sum()) - np.repeat(np.cumsum(sizes[oldest]) - sizes[oldest], sizes[oldest])
     items[np.repeat(offsets, sizes[oldest]) + within] = full[np.repeat(starts[oldest], sizes[oldest]) + within]
-    weights = np.bincount(place, minlength=len(items)).astype(np.uint16)
+    weights = np.bincount(place, minlength=len(items)).astype(np.uint32)
     return users[first], lengths, items, weights
 
 
@@ -171,7 +171,7 @@ def _fold_one_user(user, rows):
                 break
         else:
             sequences.append(row)
-            weights.append(np.zeros(len(row), np.uint16))
+            weights.append(np.zeros(len(row), np.uint32))
             weights[-1][-1] = 1
     lengths = np.array([len(s) for s in sequences], np.int64)
     return np.full(len(lengths), user, np.int64), lengths, np.concatenate(sequences), np.concatenate(weights)

@@ -5,7 +5,6 @@ import logging
 import os
 import pickle
 import types
-import zipfile
 
 import numpy as np
 import torch
@@ -46,8 +45,12 @@ def save_checkpoint(path, model, config, epoch, item_tokens=None, **more):
         "item_tokens": None if item_tokens is None else [str(token) for token in item_tokens],
         **more,
     }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as failure:
+            # after a failed write (a full disk) torch ends its file all the same, and that failure hides the first
+            raise failure.__context__ if isinstance(failure.__context__, OSError) else failure from None
 
 
 def read_checkpoint(path):
@@ -69,32 +72,30 @@ def read_checkpoint(path):
         )
     try:
         content = torch.load(path, map_location="cpu", pickle_module=_data_only_pickle(), weights_only=False)
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        IndexError,
-    ) as mistake:
+    except Exception as mistake:  # a broken pickle raises whatever its bytes happen to ask for
         reason = str(mistake).splitlines()[0] if str(mistake) else type(mistake).__name__
         raise UserError(
             f"{path}: cannot be read as a checkpoint ({os.path.getsize(path)} bytes; {reason}); "
             "it is truncated or of another kind, fetch or make it again"
         ) from None
     state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not state or not all(map(_is_named_tensor, state.items())):
         raise UserError(
             f"{path}: holds no state_dict with tensors; expected a checkpoint of pretrain.py or finetune.py"
         )
     content = dict(content)
-    content["state_dict"] = from_published_layout(state)
+    try:
+        content["state_dict"] = from_published_layout(state)
+    except (KeyError, RuntimeError) as mistake:
+        raise UserError(
+            f"{path}: its experts do not belong together ({' '.join(str(mistake).split())}); fetch or make it again"
+        ) from None
     content.setdefault("item_tokens", None)
     return content
+
+
+def _is_named_tensor(item):
+    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
 
 
 def from_published_layout(state):
@@ -105,13 +106,10 @@ def from_published_layout(state):
     """
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    experts = sorted(
-        {int(name.split(".")[2]) for name in state if name.startswith(f"{_EXPERT}.") and name.split(".")[2].isdigit()}
-    )
+    of_experts = {name for name in state if name.startswith(f"{_EXPERT}.") and name.split(".")[2].isdecimal()}
+    experts = range(1 + max((int(name.split(".")[2]) for name in of_experts), default=-1))
     result = {
-        name: tensor
-        for name, tensor in state.items()
-        if not (name.startswith(f"{_EXPERT}.") and name.split(".")[2].isdigit()) and name != "plm_embedding.weight"
+        name: tensor for name, tensor in state.items() if name not in of_experts and name != "plm_embedding.weight"
     }  # the features belong to the data, which bring their own
     if experts:
         result[f"{_EXPERT}.bias"] = torch.stack([state[f"{_EXPERT}.{e}.bias"] for e in experts])
@@ -165,11 +163,12 @@ def _difference(state, own, missing, unexpected, reshaped):
     layers = [
         len({name.split(".")[2] for name in names if name.startswith("trm_encoder.layer.")}) for names in (state, own)
     ]
-    found = [f"n_layers {layers[0]}, expected {layers[1]}"] if layers[0] != layers[1] else []
+    found = [f"n_layers {layers[0]}, expected {layers[1]}"] if layers[0] and layers[0] != layers[1] else []
     found += [
         f"{setting} {state[name].shape[axis]}, expected {own[name].shape[axis]}"
         for setting, (name, axis) in _SIZES.items()
-        if name in state and name in own and state[name].shape[axis] != own[name].shape[axis]
+        if name in state and name in own and state[name].dim() == own[name].dim()
+        if state[name].shape[axis] != own[name].shape[axis]
     ]
     if found:
         return f"found {'; found '.join(found)}; give the settings it was trained with"
@@ -182,7 +181,7 @@ def _difference(state, own, missing, unexpected, reshaped):
 
 
 def _check_items(stored, present, path):
-    if stored is None:
+    if not isinstance(stored, list):
         raise UserError(
             f"{path}: has id embeddings but does not say of which items (published transductive "
             "checkpoints do not); fine-tune again from the pre-trained checkpoint"

@@ -1,10 +1,12 @@
-"""Lets RecBole 1.2.1 run on numpy >= 2 and torch >= 2.6. Called once, by `engine.config.Config`; importing does nothing.
+"""Lets RecBole 1.2.1 run on numpy >= 2 and torch >= 2.6. Called by `engine.config.Config`; importing does nothing.
 
 - RecBole uses `np.float` and `np.bool`, names that numpy dropped. Two of its modules get a stand-in for numpy that
   still knows them; numpy itself stays as it is (RecBole's own remedy adds names to numpy, and fails on numpy 2).
-- Importing RecBole's sequential models turns torch's anomaly detection on for the whole process (one of them, SINE, does
-  so), which looks for NaN in every gradient: training then takes nearly twice the time. It is turned off again.
-- torch >= 2.6 unpickles weights only; RecBole's checkpoints also hold numpy numbers, which are harmless.
+- Importing RecBole's sequential models turns torch's anomaly detection on for the whole process (one of them, SINE,
+  does so), which looks for NaN in every gradient and made training take 1.6 times as long. It is turned off again.
+- torch >= 2.6 unpickles weights only; RecBole's checkpoints also hold numpy numbers, which are harmless, and are
+  written in a pickle protocol that torch then refuses. RecBole's trainer gets a stand-in for torch that writes torch's
+  own protocol.
 RecBole's loading through pandas, broken by pandas 3, is replaced by `data/`.
 """
 
@@ -23,14 +25,27 @@ class _Numpy(types.ModuleType):
         return getattr(np, name)
 
 
+class _Torch(types.ModuleType):
+    """torch that writes checkpoints in its default pickle protocol, whatever RecBole asks for."""
+
+    @staticmethod
+    def save(state, file, pickle_protocol=None):
+        torch.save(state, file)
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
 def patch_recbole():
     """Make RecBole's modules work; calling it again changes nothing."""
     import recbole.data.interaction
     import recbole.evaluator.metrics
-    import recbole.model.sequential_recommender  # noqa: F401
+    import recbole.model.sequential_recommender
+    import recbole.trainer.trainer
 
     torch.autograd.set_detect_anomaly(False)
     stand_in = _Numpy("numpy")
     for module in (recbole.data.interaction, recbole.evaluator.metrics):
         module.np = stand_in
+    recbole.trainer.trainer.torch = _Torch("torch")
     torch.serialization.add_safe_globals([np._core.multiarray.scalar, np.dtype, np.dtypes.Float64DType])

@@ -5,13 +5,15 @@ Later ones win: RecBole's YAML for the run and the model, props/, the user's --c
 
 import collections
 import glob
+import math
 import os
 import re
 
 import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
-from recbole.utils import get_model
+from recbole.evaluator import metric_types
+from recbole.utils import EvaluatorType, InputType, get_model
 
 from common.errors import UserError, did_you_mean
 from engine.compat import patch_recbole
@@ -19,13 +21,47 @@ from engine.compat import patch_recbole
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROPS = os.path.join(ROOT, "props")
 # keys that RecBole reads but whose defaults stand in none of its YAML files
-_RECBOLE_EXTRAS = {"reg_weight", "loss_type", "config_files", "model", "dataset"}
+_RECBOLE_EXTRAS = {"reg_weight", "loss_type", "config_files"}
+# the kinds of values that stand for nothing (~) by default
+_KINDS = {"pretrained": str, "resume": str, "result_file": str, "clip_grad_norm": dict}
+
+_ACTIVATIONS = ["gelu", "relu", "swish", "tanh", "sigmoid"]
+_TESTS = {  # what a value must be, in words and as a test
+    "1 or more": lambda value: value >= 1,
+    "0 or more": lambda value: 0 <= value < math.inf,
+    f"0 to {2**32 - 1}": lambda value: 0 <= value < 2**32,
+    "a number above 0": lambda value: 0 < value < math.inf,
+    "a number from 0 to 1": lambda value: 0 <= value <= 1,
+    "a number from 0 to below 1": lambda value: 0 <= value < 1,
+    f"one of {', '.join(_ACTIVATIONS)}": lambda value: value in _ACTIVATIONS,
+    "whole numbers from 1 on, such as [10, 50]": lambda value: (
+        value and all(type(k) is int and k >= 1 for k in _as_list(value))
+    ),
+    "names, such as [Recall, NDCG]": lambda value: value and all(type(name) is str for name in _as_list(value)),
+}
+_EXPECTED = {  # key: what its value must be; one that is missing here may be anything of its kind
+    **dict.fromkeys(("train_batch_size", "eval_batch_size", "eval_step", "stopping_step"), "1 or more"),
+    **dict.fromkeys(("MAX_ITEM_LIST_LENGTH", "window_stride", "plm_size"), "1 or more"),
+    **dict.fromkeys(("n_layers", "n_heads", "hidden_size", "inner_size", "n_exps", "embedding_size"), "1 or more"),
+    **dict.fromkeys(("epochs", "save_step", "weight_decay", "lambda", "initializer_range"), "0 or more"),
+    **dict.fromkeys(("learning_rate", "temperature", "layer_norm_eps"), "a number above 0"),
+    **dict.fromkeys(("item_drop_ratio", "item_drop_coefficient"), "a number from 0 to 1"),
+    **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "adaptor_dropout_prob"), "a number from 0 to below 1"),
+    "seed": f"0 to {2**32 - 1}",
+    "hidden_act": f"one of {', '.join(_ACTIVATIONS)}",
+    "topk": "whole numbers from 1 on, such as [10, 50]",
+    "metrics": "names, such as [Recall, NDCG]",
+}
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number."""
+    """Safe YAML that reads 1e-3 as a number, and 2024-01-01 as the word it is in a path."""
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [resolver for resolver in resolvers if resolver[0] != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
@@ -51,6 +87,9 @@ class Config(RecBoleConfig):
 
     def compatibility_settings(self):
         patch_recbole()
+
+    def _load_config_files(self, file_list):
+        return {key: value for path in file_list or () for key, value in read_yaml(path).items()}
 
     def _build_yaml_loader(self):
         return _Loader
@@ -98,14 +137,16 @@ def read_yaml(path):
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.load(file, Loader=_Loader)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; --config_files takes YAML files, for example props/finetune.yaml"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as mistake:
-        raise UserError(f"{path}: is no YAML ({' '.join(str(mistake).split())})") from None
+    except OSError as failure:
+        what = "no such file" if isinstance(failure, FileNotFoundError) else f"cannot be read ({failure.strerror})"
+        raise UserError(f"{path}: {what}; --config_files takes YAML files, for example props/finetune.yaml") from None
+    except (yaml.YAMLError, ValueError) as mistake:
+        raise UserError(f"{path}: is no YAML ({' '.join(str(mistake).split())}); expected `key: value` lines") from None
     if not isinstance(content or {}, dict):
         raise UserError(f"{path}: holds {type(content).__name__}, expected `key: value` lines")
+    for key in content or {}:
+        if not isinstance(key, str):
+            raise UserError(f"{path}: key {key!r} is no word, expected `key: value` lines")
     return content or {}
 
 
@@ -145,7 +186,7 @@ def parse_command_line(argv, short, usage):
                 raise UserError(f"option {name} has no value; write {name} VALUE")
             text = words.pop(0)
         value = _yaml_value(name, text)
-        if options.get(key, value) != value:
+        if key in options and options[key] != value:
             raise UserError(f"option --{key} is given twice, as {options[key]!r} and {value!r}; keep one")
         options[key] = value
     return options
@@ -162,8 +203,33 @@ def _is_number(word):
 def _yaml_value(name, text):
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"option {name}: {text!r} is no YAML value; put it in quotes") from None
+
+
+def take_option(options, key, default):
+    """Take a key that a command needs before the rest: from the options, else the user's YAML files, else `default`.
+
+    Args:
+        options (dict): from `parse_command_line`; loses the key.
+
+    Raises:
+        UserError: the value is no word.
+    """
+    in_files = {name: value for _, settings in _user_files(options) for name, value in settings.items()}
+    value = options.pop(key, in_files.get(key, default))
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise UserError(f"option --{key}: found {value!r}, expected a name, such as {default}")
+    return str(value)
+
+
+def _user_files(options):
+    """The YAML files that `config_files` names: list of (path, settings)."""
+    listed = options.get("config_files") or []
+    paths = listed.replace(",", " ").split() if isinstance(listed, str) else listed
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise UserError(f"option --config_files: found {listed!r}, expected YAML files, comma separated")
+    return [(path, read_yaml(path)) for path in paths]
 
 
 def build_config(model, dataset, props, options):
@@ -181,23 +247,80 @@ def build_config(model, dataset, props, options):
     Raises:
         UserError: an unknown model or key, a value of the wrong kind.
     """
-    options = dict(options)
-    listed = options.pop("config_files", None) or []
-    files = listed.replace(",", " ").split() if isinstance(listed, str) else list(listed)
-    given = [read_yaml(path) for path in files]
+    options, given = dict(options), _user_files(options)
+    options.pop("config_files", None)
     model = resolve_model(model) if isinstance(model, str) else model
     ours = [os.path.join(PROPS, name) for name in props]
     defaults = _defaults(model, ours)
-    known = set(defaults).union(_RECBOLE_EXTRAS, *given)
-    for key, value in options.items():
+    known = {*defaults, *_RECBOLE_EXTRAS}.union(*(settings for _, settings in given))
+    for key in options:
         if key not in known:
             raise UserError(f"unknown option --{key}{did_you_mean('--' + key, ['--' + k for k in known])}")
-        _check_kind(key, value, defaults.get(key))
-    _default_paths_from_root(options, given, defaults)
+    settings = _checked([*((f"{path}: ", content) for path, content in given), ("option --", options)], defaults)
+    for key in ("data_path", "checkpoint_dir"):
+        # where nobody gave a path, it lies beside the code, so that a command works from any folder
+        settings.setdefault(key, os.path.join(ROOT, defaults[key]))
+    if _compares_pairs(model, {**defaults, **settings}):
+        settings.setdefault("train_neg_sample_args", {"distribution": "uniform", "sample_num": 1})  # RecBole's default
     try:
-        return Config(model, dataset, ours + files, options)
-    except (ValueError, TypeError, KeyError, RuntimeError) as mistake:  # RecBole checks metrics, topk, eval_args
+        return Config(model, dataset, ours, settings)
+    except (ValueError, TypeError, KeyError, RuntimeError) as mistake:  # RecBole checks eval_args and more
         raise UserError(f"settings of {model.__name__} on {dataset}: {' '.join(str(mistake).split())}") from mistake
+
+
+def _compares_pairs(model, settings):
+    """Whether a model learns from pairs of a target and a sampled item."""
+    kind = getattr(model, "input_type", None)
+    return settings.get("loss_type", "BPR" if kind == InputType.PAIRWISE else None) == "BPR"
+
+
+def _checked(sources, defaults):
+    """What the user set, later ones winning, with kinds and ranges checked. Returns dict.
+
+    Args:
+        sources (list of (str, dict)): settings, and where they stand, for messages.
+        defaults (dict): of every key.
+    """
+    result = {}
+    for where, settings in sources:
+        for key, value in settings.items():
+            default = defaults.get(key)
+            kind = _KINDS.get(key, type(default))
+            _check_kind(where + key, value, default, kind)
+            expected = _EXPECTED.get(key) if key in defaults else None
+            if expected and not _TESTS[expected](value):
+                raise UserError(f"{where}{key}: found {value!r}, expected {expected}")
+            result[key] = str(value) if kind is str and type(value) is int else value
+    longest = result.get("MAX_ITEM_LIST_LENGTH", defaults["MAX_ITEM_LIST_LENGTH"])
+    if result.get("window_stride", 1) > longest:
+        raise UserError(
+            f"option --window_stride: found {result['window_stride']}, expected 1 to MAX_ITEM_LIST_LENGTH, {longest}"
+        )
+    _check_metrics({**defaults, **result})
+    return result
+
+
+def _check_metrics(settings):
+    """Metrics must be RecBole's ranking metrics, `valid_metric` one of those that are measured."""
+    known = sorted(name for name, kind in metric_types.items() if kind == EvaluatorType.RANKING)
+    names = [name.lower() for name in _as_list(settings["metrics"])]
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"option --metrics: found {name!r}, expected ranking metrics ({', '.join(known)})"
+                + did_you_mean(name, known)
+            )
+    measured = [f"{name}@{k}" for name in names if name != "gauc" for k in _as_list(settings["topk"])]
+    measured += ["gauc"] if "gauc" in names else []
+    if settings["valid_metric"].lower() not in measured:
+        raise UserError(
+            f"option --valid_metric: found {settings['valid_metric']!r}, expected what --metrics and --topk measure: "
+            + ", ".join(measured)
+        )
+
+
+def _as_list(value):
+    return value if isinstance(value, list) else [value]
 
 
 def resolve_model(name):
@@ -240,8 +363,8 @@ def _defaults(model, files):
     return merged
 
 
-def _check_kind(key, value, default):
-    """A value must be of its default's kind; where the default is empty, anything goes."""
+def _check_kind(where, value, default, kind):
+    """A value must be of its default's kind; where nothing is known of the key, anything goes."""
     kinds = {
         bool: "true or false",
         int: "a whole number",
@@ -250,14 +373,14 @@ def _check_kind(key, value, default):
         list: "a list [a, b]",
         dict: "a mapping {key: value}",
     }
-    kind = type(default)
-    if default is None or value is None or kind not in kinds:
+    if kind not in kinds or value is None and (default is None or kind in (list, dict)):
         return
     fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    fits |= kind is float and isinstance(value, int) and not isinstance(value, bool)
-    fits |= kind is list and isinstance(value, str | int) or kind is str and isinstance(value, int)
+    fits |= kind is float and type(value) is int
+    fits |= kind is list and type(value) in (str, int) or kind is str and type(value) is int
     if not fits:
-        raise UserError(f"option --{key}: found {value!r}, expected {kinds[kind]} (its default is {default!r})")
+        note = "" if default is None else f" (its default is {default!r})"
+        raise UserError(f"{where}: found {value!r}, expected {kinds[kind]}{note}")
 
 
 def check_choice(config, key, choices):
@@ -271,10 +394,3 @@ def check_choice(config, key, choices):
             f"option --{key}: found {config[key]!r}, expected {' or '.join(choices)}"
             + did_you_mean(config[key], choices)
         )
-
-
-def _default_paths_from_root(options, given, defaults):
-    """Paths that nobody gave lie beside the code, so that a command works from any folder."""
-    for key in ("data_path", "checkpoint_dir"):
-        if key not in options and not any(key in settings for settings in given):
-            options[key] = os.path.join(ROOT, defaults[key])

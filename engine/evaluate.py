@@ -11,6 +11,9 @@ from common.errors import UserError
 
 _BY_TOP_K = {"rec.topk", "rec.items", "data.num_items", "data.num_users", "data.count_items", "data.count_users"}
 
+# metrics that look at the targets' places alone, and so bear a catalogue smaller than k
+_OF_TARGETS = {"recall", "ndcg", "hit", "mrr", "map", "precision"}
+
 
 class TopKCollector(Collector):
     """RecBole's collector, quicker for the usual case of one target a row: one top-k, no matrix of targets."""
@@ -31,6 +34,13 @@ class TopKCollector(Collector):
         self.data_struct.update_tensor("rec.topk", torch.cat([hits, torch.ones_like(hits[:, :1])], dim=1))
         if self.register.need("rec.items"):
             self.data_struct.update_tensor("rec.items", top)
+
+    def get_data_struct(self):
+        # RecBole's own calls .cpu() on everything collected, and so fails on the plain numbers of coverage metrics
+        for key, value in self.data_struct._data_dict.items():
+            if isinstance(value, torch.Tensor):
+                self.data_struct._data_dict[key] = value.cpu()
+        return self.data_struct
 
 
 class Evaluation:
@@ -58,6 +68,12 @@ class Evaluation:
             raise UserError(f"metrics {config['metrics']}: expected ranking metrics such as Recall, NDCG, MRR, Hit")
         self.sampler = samplers["train"]
         self.n_columns = dataset.item_num
+        others = sorted({name.lower() for name in config["metrics"]} - _OF_TARGETS)
+        if others and max(config["topk"]) >= self.n_columns:
+            raise UserError(
+                f"option --topk: found {max(config['topk'])}, expected at most {self.n_columns - 1} for "
+                f"{', '.join(others)}: there are no more items"
+            )
 
     @torch.no_grad()
     def __call__(self, model, phase, show_progress=False):

@@ -4,16 +4,18 @@ import logging
 import os
 
 from recbole.data.utils import get_dataloader
+from recbole.model.abstract_recommender import SequentialRecommender
 
-from baselines import UNTRAINED
+from baselines import TRAINED, UNTRAINED
 from common.errors import UserError
+from common.files import check_can_write
 from data import SequenceBatches
 from engine.checkpoint import load_weights, read_checkpoint
 from engine.config import check_choice, resolve_model
 from engine.evaluate import Evaluation
 from engine.setup import Stopwatch, build_model, open_dataset, result_path, set_seeds, start_logging, write_result
 from engine.trainer import Progress, Trainer
-from unisrec import STAGES, UniSRec
+from unisrec import STAGES, AllPositions, UniSRec
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +29,16 @@ def finetune(config):
     with watch("load"):
         dataset = open_dataset(config)
         model = build_model(UniSRec, config, dataset)
-        tokens = dataset.field2id_token[dataset.iid_field] if config["train_stage"] == "transductive_ft" else None
+        tokens = dataset.item_names() if config["train_stage"] == "transductive_ft" else None
         if checkpoint:
             load_weights(model, checkpoint, config["pretrained"], tokens)
             if config["fix_enc"]:
                 model.freeze_encoder()
-        batches = SequenceBatches(
-            dataset.sequences("train"),
-            config["train_batch_size"],
-            dataset.window,
-            config["train_mode"],
-            config["window_stride"],
-            config["seed"],
-        )
         evaluation = Evaluation(config, dataset)
-    name = f"UniSRec-{config['dataset']}-{config['train_stage']}-{config['seed']}{'-pretrained' if checkpoint else ''}"
+        batches = _training_batches(config, dataset, evaluation)
+    name = f"UniSRec-{config['dataset']}-{config['train_stage']}-{config['seed']}"
+    name += "-pretrained" * bool(checkpoint)
+    name += "-evaluated" * (config["epochs"] == 0)  # lest it replace the result of the training
     return train_and_test(config, model, batches, evaluation, name, watch, tokens)
 
 
@@ -53,18 +50,32 @@ def run_baseline(config):
     watch = Stopwatch()
     with watch("load"):
         dataset = open_dataset(config)
-        model = build_model(config.model_class, config, dataset)
         evaluation = Evaluation(config, dataset)
-        batches = get_dataloader(config, "train")(config, evaluation.parts["train"], evaluation.sampler, shuffle=True)
-    tokens = dataset.field2id_token[dataset.iid_field]
+        batches = _training_batches(config, dataset, evaluation)  # first: BERT4Rec's loader names fields for its model
+        model = build_model(config.model_class, config, dataset)
     name = f"{config['model']}-{config['dataset']}-{config['seed']}"
-    return train_and_test(config, model, batches, evaluation, name, watch, tokens)
+    return train_and_test(config, model, batches, evaluation, name, watch, dataset.item_names())
+
+
+def _training_batches(config, dataset, evaluation):
+    """Batches of sequences for the models that learn from all positions, RecBole's loader of rows for the others."""
+    if issubclass(config.model_class, AllPositions) and config["loss_type"] == "CE":
+        return SequenceBatches(
+            dataset.sequences("train"),
+            config["train_batch_size"],
+            dataset.window,
+            config["train_mode"],
+            config["window_stride"],
+            config["seed"],
+        )
+    return get_dataloader(config, "train")(config, evaluation.parts["train"], evaluation.sampler, shuffle=True)
 
 
 def train_and_test(config, model, batches, evaluation, name, watch, item_tokens):
     """Train with validation, test the best epoch, write the result file. Returns the result, dict."""
     path = os.path.join(config["checkpoint_dir"], f"{name}.pth")
     show = bool(config["show_progress"])
+    check_can_write(result_path(config, path))
     set_seeds(config["seed"])
     progress = Progress()
     if config["epochs"] > 0:
@@ -96,6 +107,7 @@ def _settle_stage(config, checkpoint):
     """Check the stage; an evaluation of a checkpoint without id embeddings is inductive."""
     check_choice(config, "train_stage", STAGES[1:])
     check_choice(config, "train_mode", ["sequences", "rows"])
+    check_choice(config, "loss_type", ["CE"])
     if checkpoint and config["epochs"] == 0 and "item_embedding.weight" not in checkpoint["state_dict"]:
         config["train_stage"] = "inductive_ft"
 
@@ -115,7 +127,10 @@ def interaction_model(name):
             f"model {name}: needs {_NEED_MORE[name]}, which these data sets do not have; "
             "choose one that reads interactions only, such as SASRec, GRU4Rec, BERT4Rec"
         )
-    return UNTRAINED.get(name) or resolve_model(str(name))
+    model = {**UNTRAINED, **TRAINED}.get(name) or resolve_model(name)
+    if not issubclass(model, SequentialRecommender):
+        raise UserError(f"model {name}: is no sequential model; choose one that is, such as SASRec, GRU4Rec, BERT4Rec")
+    return model
 
 
 _NEED_MORE = {

@@ -1,6 +1,7 @@
 """One training loop for every command, for one process or many."""
 
 import dataclasses
+import inspect
 import logging
 import math
 import os
@@ -12,7 +13,8 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.processes import is_main, world_size
+from common.files import writing
+from common.processes import gather_objects, is_main, rank, world_size
 from engine.checkpoint import save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -69,28 +71,32 @@ class Trainer:
         if world_size() > 1:
             # the wrapped module computes the loss, so its backward pass averages the gradients
             self.loss_of = DistributedDataParallel(self.loss_of)
-        self.watch = _open_tensorboard(config, path)
+        self.watch = None  # TensorBoard's writer, while training
+        _check_clipping(config["clip_grad_norm"])
 
     def fit(self, batches, validate=None, save_step=None):
         """Train until the last epoch, or until validation stops it.
 
         Args:
-            batches: iterable over an epoch's batches, each with `to(device)` and a length; with `set_epoch`, told the epoch.
-            validate (callable or None): model -> metrics on valid. The best epoch's weights are saved, and are the model's
-                in the end. Without it, each `save_step` epochs and the last are saved.
+            batches: iterable over an epoch's batches, each with `to(device)` and a length; with `set_epoch`, told the
+                epoch.
+            validate (callable or None): model -> metrics on valid, called each `eval_step` epochs and after the last.
+                The best epoch's weights are saved, and are the model's in the end. Without it, each `save_step`
+                epochs and the last are saved.
             save_step (int or None).
 
         Returns:
             Progress
         """
-        best_state = None
-        for epoch in range(self.progress.epoch, self.config["epochs"]):
+        best_state, last = None, self.config["epochs"]
+        self.watch = _open_tensorboard(self.config, self.path)
+        for epoch in range(self.progress.epoch, last):
             self.train_epoch(batches, epoch)
             self.progress.epoch = epoch + 1
             if validate is None:
-                if epoch + 1 == self.config["epochs"] or (save_step and (epoch + 1) % save_step == 0):
+                if epoch + 1 == last or (save_step and (epoch + 1) % save_step == 0):
                     self.save(self._epoch_path(epoch + 1))
-            elif (epoch + 1) % self.config["eval_step"] == 0:
+            elif epoch + 1 == last or (epoch + 1) % self.config["eval_step"] == 0:
                 start = time.perf_counter()
                 metrics = validate(self.model)
                 self.progress.valid_seconds += time.perf_counter() - start
@@ -101,6 +107,8 @@ class Trainer:
                     break
         if best_state is not None:
             self.model.load_state_dict(best_state)
+        if self.watch:
+            self.watch.close()
         return self.progress
 
     def train_epoch(self, batches, epoch):
@@ -178,13 +186,14 @@ class Trainer:
 
     def save(self, path, optimizer=True):
         """Write a checkpoint; with the optimiser and the generators, a training can go on from it."""
-        if not is_main():
-            return
         more = {"progress": dataclasses.asdict(self.progress)}
         if optimizer:
-            more.update(optimizer=self.optimizer.state_dict(), torch_generator=torch.get_rng_state())
+            own = {"cpu": torch.get_rng_state()}
             if self.device.type == "cuda":
-                more["cuda_generator"] = torch.cuda.get_rng_state(self.device)
+                own["cuda"] = torch.cuda.get_rng_state(self.device)
+            more.update(optimizer=self.optimizer.state_dict(), generators=gather_objects(own))
+        if not is_main():
+            return
         save_checkpoint(path, self.model, self.config, self.progress.epoch, self.item_tokens, **more)
         logger.info("saved %s", path)
 
@@ -192,15 +201,28 @@ class Trainer:
         """Go on from a checkpoint of `save`, bit for bit: weights are in the model already.
 
         Raises:
-            UserError: the checkpoint has no optimiser in it.
+            UserError: the checkpoint has no optimiser in it, or another; or it has all `epochs` behind it.
         """
-        if "torch_generator" not in checkpoint or "progress" not in checkpoint:
+        if not {"optimizer", "generators", "progress"} <= checkpoint.keys():
             raise UserError(f"{path}: cannot be resumed, it holds weights only; expected one that pretrain.py saved")
+        learner = checkpoint["config"]["learner"]
+        if learner != self.config["learner"]:
+            raise UserError(
+                f"{path}: was trained with {learner}, not {self.config['learner']}; give --learner={learner}"
+            )
+        if checkpoint["epoch"] >= self.config["epochs"]:
+            raise UserError(
+                f"{path}: has {checkpoint['epoch']} epochs behind it, --epochs is {self.config['epochs']}; give more"
+            )
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.progress = Progress(**checkpoint["progress"])
-        torch.set_rng_state(checkpoint["torch_generator"])
-        if self.device.type == "cuda" and "cuda_generator" in checkpoint:
-            torch.cuda.set_rng_state(checkpoint["cuda_generator"], self.device)
+        generators = checkpoint["generators"]
+        if len(generators) == world_size():
+            torch.set_rng_state(generators[rank()]["cpu"])
+            if self.device.type == "cuda" and "cuda" in generators[rank()]:
+                torch.cuda.set_rng_state(generators[rank()]["cuda"], self.device)
+        else:
+            logger.info("saved by %s processes, now %s: the noise differs", len(generators), world_size())
         logger.info("going on after epoch %d", self.progress.epoch)
 
 
@@ -237,6 +259,17 @@ def _open_tensorboard(config, path):
     from torch.utils.tensorboard import SummaryWriter
 
     name = os.path.splitext(os.path.basename(path))[0].replace("-{epoch}", "")
-    return SummaryWriter(
-        os.path.join(config["checkpoint_dir"], "tensorboard", f"{name}-{time.strftime('%m%d-%H%M%S')}")
-    )
+    folder = os.path.join(config["checkpoint_dir"], "tensorboard", f"{name}-{time.strftime('%m%d-%H%M%S')}")
+    with writing(folder):
+        return SummaryWriter(folder)
+
+
+def _check_clipping(arguments):
+    """`clip_grad_norm` holds arguments of torch's clip_grad_norm_."""
+    try:
+        inspect.signature(clip_grad_norm_).bind([], **(arguments or {"max_norm": 1.0}))
+    except TypeError as mistake:
+        raise UserError(
+            f"option --clip_grad_norm: found {arguments}, expected arguments of torch's clip_grad_norm_, "
+            f"such as {{max_norm: 1.0}} ({mistake})"
+        ) from None

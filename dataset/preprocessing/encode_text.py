@@ -154,7 +154,7 @@ def _encode_distinct(texts, tokenizer, model, pooling, batch_tokens, progress):
         return rows
     tokens = tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
     lengths = np.array([len(each) for each in tokens])
-    with tqdm(total=len(texts), unit=" texts", desc="encoding", disable=not progress) as bar:
+    with tqdm(total=len(texts), unit=" texts", desc="encoding", disable=None if progress else True) as bar:
         for batch in length_sorted_batches(lengths, batch_tokens):
             padded = tokenizer.pad({"input_ids": [tokens[row] for row in batch]}, return_tensors="pt").to(model.device)
             hidden = model(**padded).last_hidden_state  # [b, l, width]

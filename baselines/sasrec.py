@@ -1,0 +1,22 @@
+"""SASRec (Kang and McAuley, ICDM 2018), learning from all positions of a sequence in one pass of the encoder.
+
+RecBole's own encodes each prefix by itself. Its loss for a row is the loss at one position here, so both learn the
+same; `--train_mode=rows` encodes each prefix by itself again.
+"""
+
+import torch.nn.functional as F
+from recbole.model.sequential_recommender.sasrec import SASRec as RowSASRec
+
+from unisrec import AllPositions
+
+
+class SASRec(AllPositions, RowSASRec):
+    """RecBole's SASRec that also takes a `data.batches.SequenceBatch`."""
+
+    def calculate_loss(self, batch):
+        """Cross entropy of the inner products with all rows of the id embedding (RecBole's, padding row included)."""
+        if not hasattr(batch, "scored"):
+            return super().calculate_loss(batch)
+        states = self.encode_scored([self.item_embedding(items) for items in batch.items], batch.scored)  # [P, H]
+        losses = F.cross_entropy(states @ self.item_embedding.weight.T, batch.targets, reduction="none")
+        return losses.mean() if batch.weights is None else (losses * batch.weights).sum() / batch.weights.sum()

@@ -1,0 +1,48 @@
+"""A user's mistake ends in one line and exit code 2; a programming error keeps its traceback."""
+
+import pytest
+
+from common.errors import UserError, did_you_mean, run_command
+
+
+def fail_with(mistake):
+    def main(argv):
+        raise mistake
+
+    return main
+
+
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_command(fail_with(UserError("a.inter: found\nthis,\nexpected that")), [])
+    captured = capsys.readouterr()
+    assert end.value.code == 2
+    assert captured.err == "error: a.inter: found this, expected that\n"
+    assert captured.out == ""
+
+
+def test_a_programming_error_is_not_dressed_up():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda argv: 1 / 0, [])
+
+
+def test_stopping_a_command_leaves_no_traceback(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_command(fail_with(KeyboardInterrupt()), [])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "stopped by the user\n"
+
+
+def test_the_command_gets_its_arguments(monkeypatch):
+    seen = []
+    run_command(seen.append, ["--epochs", "3"])
+    monkeypatch.setattr("sys.argv", ["finetune.py", "-d", "Tiny"])
+    run_command(seen.append)
+    assert seen == [["--epochs", "3"], ["-d", "Tiny"]]
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"), [("temprature", "; did you mean temperature?"), ("xyz", ""), (17, ""), (None, "")]
+)
+def test_the_nearest_known_word_is_offered(word, hint):
+    assert did_you_mean(word, ["epochs", "temperature", "topk"]) == hint

@@ -1,0 +1,230 @@
+"""Batches of whole sequences: every prediction once an epoch, whatever the mode, stride and number of processes."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from data import SequenceBatches, Sequences
+from data.batches import cut_windows
+
+AUGMENT = {"item_drop_ratio": 0.2, "item_drop_coefficient": 0.9}
+
+
+def make_sequences(lengths, skip=0.0, seed=0, repeated=0.0):
+    """Sequences of distinct items 1, 2, 3, ..., so that a target names its place; some positions are not scored."""
+    random = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    weights = (random.random(offsets[-1]) >= skip).astype(np.uint32)
+    weights[random.random(offsets[-1]) < repeated] *= 2
+    weights[offsets[:-1]] = 0
+    users = np.arange(len(lengths)) + 1000
+    return Sequences(offsets, np.arange(1, offsets[-1] + 1, dtype=np.int32), weights, users, window=50)
+
+
+def random_sequences(count=60, longest=130, **options):
+    return make_sequences(np.random.default_rng(1).integers(2, longest + 1, count), **options)
+
+
+def predictions(batch):
+    """What a batch predicts, as (owner, context, target, weight), a context being all that the encoder has read."""
+    found, place = [], 0
+    for items, scored in zip(batch.items, batch.scored, strict=True):
+        assert items.dtype == scored.dtype == torch.int64
+        for position in scored.tolist():
+            row, column = divmod(position, items.size(1))
+            context = tuple(items[row, : column + 1].tolist())
+            assert 0 not in context
+            weight = 1.0 if batch.weights is None else batch.weights[place].item()
+            found.append((batch.owners[place].item(), context, batch.targets[place].item(), weight))
+            place += 1
+    assert place == len(batch) == len(batch.targets) == len(batch.owners)
+    return found
+
+
+def epoch_of(batches):
+    return [prediction for batch in batches for prediction in predictions(batch)]
+
+
+def expected_predictions(sequences, window):
+    """The slow reference: each prediction with its newest `window` items."""
+    found = []
+    for owner in range(len(sequences)):
+        start, end = sequences.offsets[owner : owner + 2]
+        for place in range(start + 1, end):
+            if sequences.weights[place]:
+                context = tuple(sequences.items[max(start, place - window) : place].tolist())
+                target, weight = int(sequences.items[place]), float(sequences.weights[place])
+                found.append((int(sequences.users[owner]), context, target, weight))
+    return found
+
+
+@pytest.mark.parametrize("window", [1, 7, 50])
+@pytest.mark.parametrize("mode", ["rows", "sequences"])
+def test_each_prediction_sees_its_newest_items(mode, window):
+    sequences = random_sequences(skip=0.2, repeated=0.1)
+    batches = SequenceBatches(sequences, 200, window, mode=mode, stride=1)
+    assert Counter(epoch_of(batches)) == Counter(expected_predictions(sequences, window))
+
+
+@pytest.mark.parametrize(("window", "stride"), [(50, 25), (50, 50), (12, 5), (12, 1)])
+def test_with_a_stride_every_prediction_comes_once_and_sees_enough(window, stride):
+    sequences = random_sequences(skip=0.2)
+    found = epoch_of(SequenceBatches(sequences, 200, window, stride=stride))
+    full = {target: (owner, context) for owner, context, target, _ in expected_predictions(sequences, window)}
+    assert Counter(target for _, _, target, _ in found) == Counter(full.keys())
+    for owner, context, target, _ in found:
+        assert owner == full[target][0]
+        assert context == full[target][1][-len(context) :], "the items right before the target"
+        assert len(context) >= min(len(full[target][1]), window - stride + 1)
+
+
+def test_a_stride_encodes_less():
+    sequences = make_sequences([200] * 5)
+    read = {}
+    for stride in (1, 25):
+        starts, ends, _, _ = cut_windows(sequences, 50, "sequences", stride)
+        assert (ends - starts <= 50).all()
+        read[stride] = int((ends - starts).sum())
+    assert read[25] < read[1] / 15
+
+
+def test_windows_without_predictions_are_not_encoded():
+    sequences = make_sequences([10, 10, 120])
+    sequences.weights[:10] = 0  # the first sequence predicts nothing
+    sequences.weights[-50:] = 0  # nor does the end of the last
+    _, ends, firsts, owners = cut_windows(sequences, 50, "sequences", 25)
+    assert owners.tolist() == [1, 2, 2]
+    running = np.cumsum(sequences.weights)
+    assert (running[ends] > running[firsts - 1]).all()
+
+
+def test_batches_are_near_the_size_asked_for():
+    sequences = random_sequences(count=400, longest=60)
+    for size in (64, 500, 3000):
+        batches = SequenceBatches(sequences, size, 50)
+        sizes = [len(batch) for batch in batches]
+        assert len(sizes) == len(batches) == round(sequences.n_predictions / size)
+        mean = sequences.n_predictions / len(sizes)
+        assert abs(mean - size) <= size / (2 * len(sizes)) + 1
+        assert all(abs(got - mean) < batches.predictions.max() for got in sizes)
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 49])
+def test_a_batch_smaller_than_a_sequence_still_holds_one(size):
+    batches = SequenceBatches(make_sequences([50, 2, 50, 3, 3, 40, 2]), size, 50)
+    sizes = [len(batch) for batch in batches]
+    assert len(sizes) == len(batches) and min(sizes) > 0
+    assert sum(sizes) == batches.sequences.n_predictions
+
+
+@pytest.mark.parametrize("mode", ["rows", "sequences"])
+def test_one_batch_for_a_data_set_smaller_than_it(mode):
+    batches = SequenceBatches(make_sequences([3, 4]), 10_000, 50, mode=mode)
+    assert len(batches) == 1 and [len(batch) for batch in batches] == [5]
+
+
+def flat(batch):
+    """All tensors of a batch."""
+    augmented = (batch.augmented_items or []) + (batch.augmented_scored or [])
+    return [*batch.items, *batch.scored, *augmented, batch.targets, batch.owners]
+
+
+def equal(left, right):
+    left, right = [t for batch in left for t in flat(batch)], [t for batch in right for t in flat(batch)]
+    return len(left) == len(right) and all(map(torch.equal, left, right))
+
+
+def test_seed_and_epoch_fix_the_batches():
+    sequences = random_sequences()
+
+    def epoch(number, seed=1):
+        batches = SequenceBatches(sequences, 300, 50, seed=seed, augment_ratios=AUGMENT, n_items=10_000)
+        batches.set_epoch(number)
+        return list(batches)
+
+    assert equal(epoch(0), epoch(0)) and equal(epoch(3), epoch(3))
+    assert not equal(epoch(0), epoch(1)) and not equal(epoch(0), epoch(0, seed=2))
+    assert Counter(p for batch in epoch(0) for p in predictions(batch)) == Counter(
+        p for batch in epoch(1) for p in predictions(batch)
+    )
+
+
+def test_the_second_view_differs_between_epochs_and_ranks():
+    sequences = make_sequences([50] * 40)
+
+    def views(epoch, rank):
+        options = dict(augment_ratios=AUGMENT, n_items=10_000, shuffle=False)
+        batches = SequenceBatches(sequences, 10_000, 50, rank=rank, world_size=2, **options)
+        batches.set_epoch(epoch)
+        (batch,) = batches
+        return [(view > 0).tolist() for view in batch.augmented_items[0]], batch.items[0]
+
+    (first, items), (again, _), (later, _), (other, other_items) = views(0, 0), views(0, 0), views(1, 0), views(0, 1)
+    assert first == again and first != later
+    assert first != other and items.shape == other_items.shape, "ranks must not share their draws"
+
+
+def test_the_second_view_belongs_to_the_first():
+    batches = SequenceBatches(random_sequences(), 300, 50, augment_ratios=AUGMENT, n_items=10_000)
+    for batch in batches:
+        for items, scored, view, places in zip(
+            batch.items, batch.scored, batch.augmented_items, batch.augmented_scored, strict=True
+        ):
+            assert view.shape == items.shape and places.shape == scored.shape
+            assert torch.equal(places // view.size(1), scored // items.size(1)), "of the same sequence"
+            assert (places <= scored).all() and (view.flatten()[places] > 0).all()
+            for row, changed in zip(items.tolist(), view.tolist(), strict=True):
+                assert {(item - 1) % 10_000 + 1 for item in changed if item} <= set(row)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_all_ranks_together_predict_what_one_process_predicts(world_size):
+    sequences = random_sequences(repeated=0.1)
+    alone = list(SequenceBatches(sequences, 300, 50, stride=25))
+    ranks = [
+        list(SequenceBatches(sequences, 300, 50, stride=25, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    assert all(len(own) == len(alone) for own in ranks), "every process takes every step"
+    for number, whole in enumerate(alone):
+        parts = [predictions(own[number]) for own in ranks]
+        assert Counter(p for part in parts for p in part) == Counter(predictions(whole))
+
+
+def test_a_rank_that_gets_nothing_encodes_a_sequence_and_scores_nothing():
+    sequences = make_sequences([4, 5], repeated=0.5)
+    options = dict(augment_ratios=AUGMENT, n_items=100, world_size=3)
+    sizes = []
+    for rank in range(3):
+        (batch,) = SequenceBatches(sequences, 100, 50, rank=rank, **options)
+        sizes.append(len(predictions(batch)))
+        assert sum(items.size(0) for items in batch.items) == 1 and (batch.items[0] > 0).any()
+        assert batch.weights is not None and len(batch.weights) == sizes[-1]
+        assert [len(places) for places in batch.augmented_scored] == [len(places) for places in batch.scored]
+    assert sizes[2] == 0 and sum(sizes) == 7
+
+
+def test_sequences_are_padded_to_the_longest_of_their_bucket_only():
+    batches = SequenceBatches(random_sequences(count=300, longest=51), 5000, 50)
+    for batch in batches:
+        assert len(batch.items) > 3
+        for items in batch.items:
+            lengths = (items > 0).sum(1)
+            assert lengths.max() == items.size(1)
+            assert lengths.min() > items.size(1) // 2 - 3
+            assert (items[torch.arange(items.size(1)) < lengths[:, None]] > 0).all(), "padded on the right"
+
+
+def test_weights_are_left_out_where_all_count_once():
+    (batch,) = SequenceBatches(make_sequences([5, 6]), 100, 50)
+    assert batch.weights is None
+    (batch,) = SequenceBatches(make_sequences([5, 6], repeated=1.0), 100, 50)
+    assert batch.weights.dtype == torch.float32 and batch.weights.tolist() == [2.0] * 9
+
+
+def test_a_batch_moves_as_a_whole():
+    (batch,) = SequenceBatches(make_sequences([5, 6]), 100, 50, augment_ratios=AUGMENT, n_items=100)
+    moved = batch.to("meta")
+    assert {tensor.device.type for tensor in flat(moved)} == {"meta"} and moved.weights is None

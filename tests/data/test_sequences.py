@@ -1,0 +1,138 @@
+"""Folding prefix rows into sequences loses no pair and invents none."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from data import fold_rows
+from tests.small_data import prefix_rows, random_histories
+
+
+def fold(rows, window=None):
+    """Fold rows (user, history, target)."""
+    return fold_rows(
+        np.array([user for user, _, _ in rows], np.int64),
+        np.array([len(history) for _, history, _ in rows], np.int64),
+        np.array([item for _, history, _ in rows for item in history], np.int32),
+        np.array([target for _, _, target in rows], np.int32),
+        window,
+    )
+
+
+def pairs_of_rows(rows, window):
+    """The slow reference: each row's user, newest items and target, counted."""
+    return Counter((user, tuple(history[-window:]), target) for user, history, target in rows)
+
+
+def pairs_of_sequences(sequences):
+    """The same, read off the folded sequences."""
+    pairs = Counter()
+    for position, owner in zip(*sequences.rows(), strict=True):
+        start = max(sequences.offsets[owner], position - sequences.window)
+        history = tuple(sequences.items[start:position].tolist())
+        pairs[int(sequences.users[owner]), history, int(sequences.items[position])] += 1
+    return pairs
+
+
+def random_rows(random):
+    """Rows of a few users over few items, so that histories repeat and look like each other's continuation."""
+    window, items = int(random.integers(1, 6)), int(random.integers(1, 5))
+    rows = []
+    for user in random.permutation(40)[: random.integers(1, 6)].tolist():
+        for _ in range(random.integers(1, 3)):  # sometimes two unrelated sequences of one user
+            history = random.integers(1, items + 1, random.integers(2, 14)).tolist()
+            own = prefix_rows(history, window)
+            keep = random.random(len(own)) < random.choice([0.5, 0.9, 1.0])
+            copies = np.where(random.random(len(own)) < random.choice([0.0, 0.3]), 2, 1) * keep
+            rows += [(user, *row) for row, times in zip(own, copies, strict=True) for _ in range(times)]
+    return rows or [(1, [1], 1)]
+
+
+def interleave(rows):
+    """The users' rows taken in turn, each user's in their order."""
+    place = Counter()
+    keys = []
+    for user, _, _ in rows:
+        keys.append(place[user])
+        place[user] += 1
+    return [rows[number] for number in np.argsort(keys, kind="stable")]
+
+
+@pytest.mark.parametrize("order", ["published", "ascending", "shuffled", "interleaved"])
+def test_no_pair_is_lost_or_invented(order):
+    random = np.random.default_rng(["published", "ascending", "shuffled", "interleaved"].index(order))
+    for _ in range(200):
+        rows = random_rows(random)
+        if order == "ascending":
+            rows = sorted(rows, key=lambda row: (row[0], len(row[1])))
+        elif order == "shuffled":
+            rows = [rows[number] for number in random.permutation(len(rows))]
+        elif order == "interleaved":
+            rows = interleave(rows)
+        window = None if random.random() < 0.5 else int(random.integers(1, 6))
+        sequences = fold(rows, window)
+        assert sequences.window == (window or max(len(history) for _, history, _ in rows))
+        assert pairs_of_sequences(sequences) == pairs_of_rows(rows, sequences.window), rows
+        assert sequences.n_predictions == len(rows)
+        assert sequences.offsets[0] == 0 and sequences.offsets[-1] == len(sequences.items) == len(sequences.weights)
+        assert (sequences.weights[sequences.offsets[:-1]] == 0).all(), "a first item has nothing before it"
+        assert (sequences.items > 0).all()
+
+
+def test_users_stay_in_the_order_in_which_they_come():
+    random = np.random.default_rng(5)
+    for _ in range(50):
+        rows = random_rows(random)
+        rows = [rows[number] for number in random.permutation(len(rows))]
+        assert list(dict.fromkeys(fold(rows).users.tolist())) == list(dict.fromkeys(user for user, _, _ in rows))
+
+
+def test_a_small_example_exactly():
+    rows = [
+        (7, [3, 1, 4], 1),
+        (7, [3, 1], 4),
+        (7, [3, 1], 4),  # twice: counts twice
+        (2, [5, 9], 2),  # the row [5] -> 9 is missing: 9 is not predicted
+        (4, [6], 6),
+    ]
+    sequences = fold(rows)
+    assert sequences.users.tolist() == [7, 2, 4]
+    assert sequences.offsets.tolist() == [0, 4, 7, 9]
+    assert sequences.items.tolist() == [3, 1, 4, 1, 5, 9, 2, 6, 6]
+    assert sequences.weights.tolist() == [0, 0, 2, 1, 0, 0, 1, 0, 1]
+    assert (sequences.window, sequences.n_predictions) == (3, 5)
+    positions, owners = sequences.rows()
+    assert positions.tolist() == [2, 2, 3, 6, 8] and owners.tolist() == [0, 0, 0, 1, 2]
+
+
+def test_histories_cut_to_the_window_are_chained():
+    rows = [(1, *row) for row in prefix_rows([1, 2, 3, 4, 5, 6], 3)]
+    assert rows[0] == (1, [3, 4, 5], 6)
+    sequences = fold(rows)
+    assert sequences.items.tolist() == [1, 2, 3, 4, 5, 6] and sequences.weights.tolist() == [0, 1, 1, 1, 1, 1]
+
+
+def test_a_row_that_fits_nowhere_stays_a_sequence_that_scores_its_last_position():
+    sequences = fold([(1, [1, 2, 3], 4), (1, [9, 8], 7), (1, [1], 2)])
+    assert sequences.items.tolist() == [1, 2, 3, 4, 9, 8, 7] and sequences.users.tolist() == [1, 1]
+    assert sequences.weights.tolist() == [0, 1, 0, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("window", [1, 8, 50])
+def test_a_published_file_folds_to_one_sequence_a_user(window):
+    histories = random_histories(users=120, items=500, shortest=2, longest=2 * window + 20)
+    assert max(map(len, histories)) > window + 1
+    rows = [(user, *row) for user, history in enumerate(histories) for row in prefix_rows(history, window)]
+    sequences = fold(rows)
+    assert sequences.users.tolist() == list(range(len(histories)))
+    assert sequences.items.tolist() == [item for history in histories for item in history]
+    firsts = np.zeros(len(sequences.items), bool)
+    firsts[sequences.offsets[:-1]] = True
+    np.testing.assert_array_equal(sequences.weights, ~firsts)
+
+
+def test_a_row_that_occurs_very_often_keeps_its_count():
+    for rest in ([], [(1, [5], 6)]):  # one chain, and a user whose rows form none
+        sequences = fold([(1, [1], 2)] * 70_000 + rest)
+        assert sequences.weights.tolist()[:2] == [0, 70_000]

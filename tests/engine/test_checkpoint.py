@@ -1,0 +1,384 @@
+"""Checkpoints: read without running anything, every tensor accounted for, id embeddings tied to their items."""
+
+import errno
+import io
+import logging
+import os
+import pickle
+
+import pytest
+import torch
+
+from common.errors import UserError
+from data import UniSRecDataset
+from engine.checkpoint import (
+    Inert,
+    from_published_layout,
+    load_weights,
+    read_checkpoint,
+    save_checkpoint,
+    to_published_layout,
+)
+from tests.conftest import small_config, write_mix, write_tiny
+from unisrec import UniSRec
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return {"pretrain": write_mix(folder / "pretrain"), "Tiny": write_tiny(folder / "downstream")}
+
+
+def open_model(stage, data, **options):
+    """A model with weights of its own, its data set and its configuration."""
+    name = "Mix" if stage == "pretrain" else "Tiny"
+    config = small_config(stage, name, data["pretrain" if stage == "pretrain" else "Tiny"], **options)
+    dataset = UniSRecDataset(config)
+    torch.manual_seed(len(stage))
+    model = UniSRec(config, dataset)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    return model, dataset, config
+
+
+def saved(model, config, path, dataset=None, **more):
+    save_checkpoint(path, model, config, 3, dataset.item_names() if dataset else None, **more)
+    return str(path)
+
+
+def state_of(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+class Hostile:
+    """Pickles to a call of any function with any arguments."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def hostile_calls(made):
+    import builtins
+    import subprocess
+
+    yield Hostile(os.system, f"touch {made}")
+    yield Hostile(subprocess.check_output, ["touch", made])
+    yield Hostile(builtins.eval, f"open({made!r}, 'w').close()")
+    yield Hostile(builtins.exec, f"open({made!r}, 'w').close()")
+    yield Hostile(os.mkdir, made)
+    yield Hostile(torch.save, 1, made)
+    yield Hostile(torch.hub.download_url_to_file, "file:///dev/null", made)
+    yield Hostile(getattr, Hostile(__import__, "os"), "system")
+
+
+@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["config", "state_dict", "top"])
+def test_a_hostile_file_is_read_and_runs_nothing(tmp_path, number, zipped, place):
+    made = str(tmp_path / "made")
+    attack = list(hostile_calls(made))[number]
+    tensors = {"LayerNorm.weight": torch.ones(3)}
+    content = {"state_dict": tensors, "config": attack}
+    if place == "state_dict":
+        content["state_dict"] = {**tensors, "attack": attack}
+    torch.save([attack] if place == "top" else content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    if place == "config":
+        checkpoint = read_checkpoint(str(tmp_path / "a.pth"))
+        assert torch.equal(checkpoint["state_dict"]["LayerNorm.weight"], torch.ones(3))
+        assert isinstance(checkpoint["config"], Inert)
+    else:
+        with pytest.raises(UserError, match="a.pth: holds no state_dict with tensors"):
+            read_checkpoint(str(tmp_path / "a.pth"))
+    assert os.listdir(tmp_path) == ["a.pth"]
+
+
+def test_the_hostile_file_of_these_tests_is_hostile(tmp_path):
+    """Were it read by pickle alone, it would run."""
+    made = str(tmp_path / "made")
+    pickle.loads(pickle.dumps(next(hostile_calls(made))))
+    assert os.path.exists(made)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A checkpoint file of ours, bytes."""
+    model, _, config = open_model("pretrain", data)
+    path = saved(model, config, tmp_path_factory.mktemp("whole") / "a.pth")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.3, 0.7, 0.99, 0.9999])
+def test_a_truncated_file_is_named(tmp_path, whole, share):
+    path = tmp_path / "a.pth"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(
+        UserError, match=f"a.pth: cannot be read as a checkpoint .{int(len(whole) * share)} bytes"
+    ) as end:
+        read_checkpoint(str(path))
+    assert "\n" not in str(end.value)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_damaged_file_is_read_or_named_and_never_crashes(tmp_path, legacy):
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {"a": torch.zeros(3)}}, buffer, _use_new_zipfile_serialization=not legacy)
+    content, generator = buffer.getvalue(), torch.Generator().manual_seed(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(content)
+        for _ in range(2):
+            place, byte = torch.randint(0, 2**31, (2,), generator=generator).tolist()
+            damaged[place % len(damaged)] = byte % 256
+        (tmp_path / "a.pth").write_bytes(damaged)
+        try:
+            read_checkpoint(str(tmp_path / "a.pth"))
+        except UserError:
+            refused += 1
+    assert refused > 50
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    path = tmp_path / "a.pth"
+    path.write_text("epoch 1  train  loss 9.05\n" * 20)
+    with pytest.raises(UserError, match="a.pth: cannot be read as a checkpoint"):
+        read_checkpoint(str(path))
+    for content in (
+        [1, 2],
+        {"epoch": 1},
+        {"state_dict": {}},
+        {"state_dict": {"a": 1}},
+        {"state_dict": [torch.ones(1)]},
+    ):
+        torch.save(content, path)
+        with pytest.raises(
+            UserError, match="a.pth: holds no state_dict with tensors; expected a checkpoint of pretrain"
+        ):
+            read_checkpoint(str(path))
+    torch.save({"state_dict": {1: torch.ones(1)}}, path)
+    with pytest.raises(UserError, match="holds no state_dict"):
+        read_checkpoint(str(path))
+
+
+def test_a_missing_file_names_what_is_there(tmp_path):
+    for name in ("b.pth", "a.pth", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"c.pth: no such checkpoint \(found in .*: a.pth, b.pth\); python pretrain.py"):
+        read_checkpoint(str(tmp_path / "c.pth"))
+    with pytest.raises(UserError, match="found in .*: none"):
+        read_checkpoint(str(tmp_path / "nowhere" / "c.pth"))
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_holds_plain_data_that_torch_reads_by_itself(data, tmp_path):
+    model, dataset, config = open_model("transductive_ft", data)
+    path = saved(model, config, tmp_path / "a.pth", dataset, progress={"epoch": 3})
+    content = torch.load(path, weights_only=True)
+    assert (content["epoch"], content["model"], content["train_stage"]) == (3, "UniSRec", "transductive_ft")
+    assert content["config"] == config.plain() and content["progress"] == {"epoch": 3}
+    assert content["item_tokens"][:3] == ["[PAD]", "Tiny1000", "Tiny1001"] and len(content["item_tokens"]) == 31
+    assert_same(content["state_dict"], state_of(model))
+    assert not [name for name in content["state_dict"] if "plm" in name], "features belong to the data"
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_one_line(data, tmp_path, monkeypatch):
+    model, _, config = open_model("pretrain", data)
+    saved(model, config, tmp_path / "a.pth")
+    before = (tmp_path / "a.pth").read_bytes()
+
+    class FullDisk(io.BytesIO):
+        def write(self, content):
+            if self.tell() + len(content) > 5000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(content)
+
+    monkeypatch.setattr("engine.checkpoint.open", lambda path, mode: FullDisk(), raising=False)
+    with pytest.raises(UserError, match="a.pth: cannot be written: the disk is full"):
+        saved(model, config, tmp_path / "a.pth")
+    assert os.listdir(tmp_path) == ["a.pth"] and (tmp_path / "a.pth").read_bytes() == before
+
+
+# -- the published layout --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "transductive_ft"])
+def test_the_published_layout_and_back(data, stage):
+    model, _, _ = open_model(stage, data)
+    state = state_of(model)
+    published = to_published_layout(state)
+    assert [name for name in published if "experts" in name] == [
+        f"moe_adaptor.experts.{expert}.{part}" for expert in range(3) for part in ("bias", "lin.weight")
+    ]
+    assert published["moe_adaptor.experts.2.lin.weight"].shape == (16, 24)
+    assert torch.equal(published["moe_adaptor.experts.1.bias"], state["moe_adaptor.experts.bias"][1])
+    assert_same(from_published_layout(published), state)
+    assert_same(from_published_layout(state), state)
+
+
+def test_twelve_experts_come_back_in_their_order(data):
+    model, _, _ = open_model("pretrain", data, n_exps=12)
+    published = to_published_layout(state_of(model))
+    shuffled = {name: published[name] for name in sorted(published)}  # as words: 0, 1, 10, 11, 2, ...
+    assert_same(dict(sorted(from_published_layout(shuffled).items())), dict(sorted(state_of(model).items())))
+
+
+def test_features_inside_a_published_checkpoint_and_the_prefix_of_ddp_go(data):
+    model, _, _ = open_model("inductive_ft", data)
+    published = {"plm_embedding.weight": torch.zeros(31, 24), **to_published_layout(state_of(model))}
+    assert_same(
+        from_published_layout({f"module.{name}": tensor for name, tensor in published.items()}), state_of(model)
+    )
+
+
+@pytest.mark.parametrize("lost", ["moe_adaptor.experts.1.bias", "moe_adaptor.experts.0.lin.weight", "both of expert 1"])
+def test_a_published_checkpoint_that_lacks_a_part_of_an_expert_is_named(data, tmp_path, lost):
+    model, _, _ = open_model("pretrain", data)
+    state = to_published_layout(state_of(model))
+    for name in [lost] if lost in state else ["moe_adaptor.experts.1.bias", "moe_adaptor.experts.1.lin.weight"]:
+        del state[name]
+    torch.save({"state_dict": state}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a.pth: its experts do not belong together .*moe_adaptor.experts.[01]"):
+        read_checkpoint(str(tmp_path / "a.pth"))
+
+
+# -- loading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["ours", "published", "ddp"])
+@pytest.mark.parametrize("stage", ["pretrain", "inductive_ft"])
+def test_pretrained_weights_load_whole(data, tmp_path, layout, stage):
+    source, _, config = open_model("pretrain", data)
+    state = state_of(source)
+    content = {"published": to_published_layout(state), "ours": state}.get(layout)
+    content = content or {f"module.{name}": tensor for name, tensor in to_published_layout(state).items()}
+    torch.save({"state_dict": content}, tmp_path / "a.pth")
+    target, _, _ = open_model(stage, data)
+    load_weights(target, read_checkpoint(str(tmp_path / "a.pth")), "a.pth")
+    assert_same(state_of(target), state)
+
+
+def test_on_top_of_pretrained_weights_only_the_id_embedding_is_new(data, tmp_path, caplog):
+    source, _, config = open_model("pretrain", data)
+    path = saved(source, config, tmp_path / "a.pth")
+    target, dataset, _ = open_model("transductive_ft", data)
+    own = state_of(target)
+    with caplog.at_level(logging.INFO):
+        load_weights(target, read_checkpoint(path), path, dataset.item_names())
+    assert_same(state_of(target), {**state_of(source), "item_embedding.weight": own["item_embedding.weight"]})
+    assert "loaded 39 tensors" in caplog.text and "new: item_embedding.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 8}, "found hidden_size 8, expected 16"),
+        ({"inner_size": 20}, "found inner_size 20, expected 12"),
+        ({"n_exps": 5}, "found n_exps 5, expected 3"),
+        ({"n_layers": 1}, "found n_layers 1, expected 2"),
+        ({"n_layers": 3}, "found n_layers 3, expected 2"),
+        ({"MAX_ITEM_LIST_LENGTH": 30}, "found MAX_ITEM_LIST_LENGTH 30, expected 50"),
+        ({"n_exps": 5, "hidden_size": 8}, "found hidden_size 8, expected 16; found n_exps 5, expected 3"),
+    ],
+)
+def test_another_architecture_is_named_by_its_settings(data, tmp_path, change, message):
+    source, _, config = open_model("pretrain", data, **change)
+    path = saved(source, config, tmp_path / "a.pth")
+    target, _, _ = open_model("inductive_ft", data)
+    before = state_of(target)
+    with pytest.raises(UserError) as mistake:
+        load_weights(target, read_checkpoint(path), path)
+    assert message in str(mistake.value) and str(mistake.value).startswith(f"{path}: is of another architecture")
+    assert "\n" not in str(mistake.value)
+    assert_same(state_of(target), before)
+
+
+def test_texts_of_another_encoder_are_named(data, tmp_path):
+    source, _, config = open_model("pretrain", data)
+    state = state_of(source)
+    for name in ("moe_adaptor.experts.bias", "moe_adaptor.experts.weight"):
+        state[name] = state[name][..., :20]
+    for name in ("moe_adaptor.w_gate", "moe_adaptor.w_noise"):
+        state[name] = state[name][:20]
+    target, _, _ = open_model("inductive_ft", data)
+    with pytest.raises(UserError, match=r"found text width \(encoder\) 20, expected 24"):
+        load_weights(target, {"state_dict": state, "item_tokens": None}, "a.pth")
+
+
+def test_missing_and_additional_tensors_are_named(data):
+    target, _, _ = open_model("inductive_ft", data)
+    state = state_of(target)
+    lacking = {name: tensor for name, tensor in state.items() if name not in ("LayerNorm.bias", "moe_adaptor.w_gate")}
+    with pytest.raises(UserError, match="a.pth: is of another architecture: lacks .*LayerNorm.bias"):
+        load_weights(target, {"state_dict": lacking, "item_tokens": None}, "a.pth")
+    with pytest.raises(UserError, match="has too much: surplus.weight"):
+        load_weights(target, {"state_dict": {**state, "surplus.weight": torch.ones(1)}, "item_tokens": None}, "a.pth")
+    with pytest.raises(UserError, match="other shapes: LayerNorm.bias"):
+        load_weights(target, {"state_dict": {**state, "LayerNorm.bias": torch.ones(())}, "item_tokens": None}, "a.pth")
+    with pytest.raises(UserError, match="lacks"):
+        load_weights(target, {"state_dict": {"surplus": torch.ones(1)}, "item_tokens": None}, "a.pth")
+
+
+# -- id embeddings belong to items -----------------------------------------------------------------------------------
+
+
+def test_id_embeddings_load_on_the_same_items(data, tmp_path):
+    source, dataset, config = open_model("transductive_ft", data)
+    path = saved(source, config, tmp_path / "a.pth", dataset)
+    target, dataset, _ = open_model("transductive_ft", data)
+    with torch.no_grad():
+        target.item_embedding.weight.zero_()
+    load_weights(target, read_checkpoint(path), path, dataset.item_names())
+    assert_same(state_of(target), state_of(source))
+
+
+def test_id_embeddings_of_other_items_are_refused(data, tmp_path):
+    source, dataset, config = open_model("transductive_ft", data)
+    path, names = saved(source, config, tmp_path / "a.pth", dataset), dataset.item_names()
+    swapped = names[:5] + [names[6], names[5]] + names[7:]
+    with pytest.raises(UserError, match="a.pth: row 5 of its id embeddings is item 'Tiny1004', in the data 'Tiny1005'"):
+        load_weights(source, read_checkpoint(path), path, swapped)
+    with pytest.raises(UserError, match="a.pth: its id embeddings are of 30 items, the data have 29"):
+        load_weights(source, read_checkpoint(path), path, names[:-1])
+    inductive, _, _ = open_model("inductive_ft", data)
+    with pytest.raises(UserError, match="a.pth: has id embeddings, .*--train_stage=transductive_ft"):
+        load_weights(inductive, read_checkpoint(path), path)
+
+
+def test_id_embeddings_of_unknown_items_are_refused(data, tmp_path):
+    """Published transductive checkpoints do not say what their rows stand for (RecBole orders by first occurrence)."""
+    source, dataset, _ = open_model("transductive_ft", data)
+    torch.save({"state_dict": to_published_layout(state_of(source))}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="has id embeddings but does not say of which items"):
+        load_weights(source, read_checkpoint(str(tmp_path / "a.pth")), "a.pth", dataset.item_names())
+
+
+def test_items_are_told_apart_by_their_raw_ids(data, tmp_path):
+    """Where the data set was made again, an index may stand for another item."""
+    config = small_config("transductive_ft", "Tiny", write_tiny(tmp_path))
+    index_file = tmp_path / "Tiny" / "Tiny.item2index"
+    assert UniSRecDataset(config).item_names()[:2] == ["[PAD]", "Tiny1000"]
+    lines = index_file.read_text().splitlines()
+    index_file.write_text("\n".join(reversed(lines)))
+    assert UniSRecDataset(config).item_names()[:2] == ["[PAD]", "Tiny1000"], "by index, not by line"
+    index_file.write_text("\n".join(f"other {line}" for line in lines))
+    assert UniSRecDataset(config).item_names()[1] == "other Tiny1000"
+    index_file.write_text("\n".join(["no index", *lines[1:]]))
+    with pytest.raises(UserError, match="Tiny.item2index, line 1: found 'no index', expected ITEM<TAB>INDEX"):
+        UniSRecDataset(config).item_names()
+    index_file.unlink()
+    assert UniSRecDataset(config).item_names()[:3] == ["[PAD]", "0", "1"]

@@ -1,0 +1,316 @@
+"""The training loop: early stopping to the letter, the right files saved, a training that goes on bit for bit."""
+
+import glob
+import json
+import math
+import os
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import pretrain
+from common.errors import UserError
+from common.files import read_json
+from data import UniSRecDataset
+from engine.checkpoint import load_weights, read_checkpoint
+from engine.setup import Stopwatch, build_model, result_path, set_seeds, write_result
+from engine.trainer import Trainer, make_optimizer
+from tests.conftest import SMALL, small_config
+from unisrec import UniSRec
+
+
+class Batch:
+    """What the loop needs of a batch."""
+
+    def __init__(self, size=4, loss_factor=1.0):
+        self.size, self.loss_factor = size, loss_factor
+
+    def __len__(self):
+        return self.size
+
+    def to(self, device):
+        return self
+
+
+class Line(torch.nn.Module):
+    """A model of one number, whose loss pushes it up by the learning rate each step of SGD."""
+
+    def __init__(self):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.zeros(1))
+
+    def calculate_loss(self, batch):
+        return -self.value.sum() * batch.loss_factor
+
+
+class Script:
+    """Validation that gives the scores it was told, and notes which weights it was shown."""
+
+    def __init__(self, *scores, metric="ndcg@10"):
+        self.scores, self.metric, self.seen = list(scores), metric, []
+
+    def __call__(self, model):
+        self.seen.append(round(model.value.item(), 4))
+        return {self.metric: self.scores[len(self.seen) - 1]}
+
+
+def line_trainer(tmp_path, **options):
+    """A trainer of a Line, one step an epoch, so that after epoch n its value is n."""
+    settings = {"epochs": 20, "stopping_step": 3, "learner": "sgd", "learning_rate": 1.0, **options}
+    config = small_config("inductive_ft", "Tiny", "nowhere", checkpoint_dir=str(tmp_path), **settings)
+    return Trainer(config, Line(), str(tmp_path / "line.pth"))
+
+
+# -- early stopping --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "evaluations", "best"),
+    [
+        ([0.1, 0.3, 0.2, 0.2, 0.2, 0.9], 3, 5, 2),
+        ([0.1, 0.3, 0.3, 0.3, 0.3, 0.9], 3, 5, 2),  # a tie is no gain
+        ([0.3, 0.1, 0.1, 0.4, 0.1, 0.1, 0.1, 0.9], 3, 7, 4),  # a gain starts the count anew
+        ([0.3, 0.2, 0.9], 1, 2, 1),
+        ([0.30001, 0.30002, 0.30001, 0.9], 1, 3, 2),  # unrounded: four digits would call it a tie
+        ([0.3, 0.3 + 1e-12, 0.3, 0.9], 1, 3, 2),
+        ([0.0, 0.0, 0.0, 0.0, 0.9], 3, 4, 1),  # a score of 0 is the best so far, once
+    ],
+)
+def test_training_stops_after_exactly_so_many_evaluations_without_gain(tmp_path, scores, patience, evaluations, best):
+    trainer, script = line_trainer(tmp_path, stopping_step=patience), Script(*scores)
+    progress = trainer.fit([Batch()], script)
+    assert script.seen == list(range(1, evaluations + 1))
+    assert (progress.epoch, progress.best_epoch, progress.best_score) == (evaluations, best, scores[best - 1])
+    assert progress.best_metrics == {"ndcg@10": scores[best - 1]}
+    assert trainer.model.value.item() == best, "the model ends with the weights of its best epoch"
+    assert read_checkpoint(trainer.path)["state_dict"]["value"].item() == best
+    assert read_checkpoint(trainer.path)["epoch"] == best
+
+
+def test_training_ends_with_the_last_epoch(tmp_path):
+    trainer, script = line_trainer(tmp_path, epochs=4), Script(0.1, 0.2, 0.3, 0.4)
+    assert trainer.fit([Batch()], script).best_epoch == 4
+    assert script.seen == [1, 2, 3, 4]
+
+
+def test_a_metric_that_should_be_small(tmp_path):
+    name = "averagepopularity@10"
+    trainer = line_trainer(
+        tmp_path, metrics=["AveragePopularity"], valid_metric="AveragePopularity@10", stopping_step=2
+    )
+    progress = trainer.fit([Batch()], Script(5.0, 3.0, 4.0, 3.0, 0.0, metric=name))
+    assert (progress.epoch, progress.best_epoch, trainer.model.value.item()) == (4, 2, 2)
+
+
+@pytest.mark.parametrize(("epochs", "step", "evaluated"), [(5, 2, [2, 4, 5]), (6, 3, [3, 6]), (2, 5, [2])])
+def test_every_so_many_epochs_and_the_last_are_evaluated(tmp_path, epochs, step, evaluated):
+    """Else a run shorter than eval_step would end with weights that nobody saved."""
+    trainer, script = line_trainer(tmp_path, epochs=epochs, eval_step=step), Script(*[0.1 * n for n in range(1, 9)])
+    trainer.fit([Batch()], script)
+    assert script.seen == evaluated
+    assert read_checkpoint(trainer.path)["state_dict"]["value"].item() == evaluated[-1]
+
+
+# -- an epoch --------------------------------------------------------------------------------------------------------
+
+
+def test_the_reported_loss_counts_every_prediction_once(tmp_path):
+    trainer = line_trainer(tmp_path)
+    trainer.model.value.data.fill_(2.0)
+    # losses -2 and (after a step up by 1) -3 * 10, of 1 and 3 predictions
+    assert trainer.train_epoch([Batch(1), Batch(3, 10.0)], 0) == pytest.approx((1 * -2 + 3 * -30) / 4)
+    assert trainer.progress.predictions == 4 and trainer.progress.train_seconds > 0
+
+
+def test_batches_are_told_the_epoch(tmp_path):
+    told = []
+
+    class Batches(list):
+        def set_epoch(self, epoch):
+            told.append(epoch)
+
+    line_trainer(tmp_path, epochs=3).fit(Batches([Batch()]))
+    assert told == [0, 1, 2]
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_the_run_in_one_line(tmp_path, factor):
+    trainer = line_trainer(tmp_path, epochs=3)
+    trainer.model.value.data.fill_(1.0)
+    with pytest.raises(UserError, match="the loss is -?(nan|inf) in epoch 1; set a lower --learning_rate") as mistake:
+        trainer.fit([Batch(), Batch(loss_factor=factor)], Script(0.1))
+    assert "\n" not in str(mistake.value)
+    assert trainer.model.value.item() == 2.0, "the step that would have spoilt the weights was not made"
+    assert not glob.glob(str(tmp_path / "*.pth"))
+
+
+def test_gradients_are_clipped(tmp_path):
+    trainer = line_trainer(tmp_path, clip_grad_norm={"max_norm": 0.25})
+    trainer.train_step(Batch(loss_factor=100.0))
+    assert trainer.model.value.item() == pytest.approx(0.25, rel=1e-4)
+    with pytest.raises(UserError, match="--clip_grad_norm: found .*max_norm: 1.0"):
+        line_trainer(tmp_path, clip_grad_norm={"norm": 1.0})
+
+
+def test_learners(tmp_path):
+    config = line_trainer(tmp_path).config
+    for name, kind in (("adam", torch.optim.Adam), ("AdamW", torch.optim.AdamW), ("adagrad", torch.optim.Adagrad)):
+        config["learner"] = name
+        assert type(make_optimizer(config, Line())) is kind
+    config["learner"] = "adm"
+    with pytest.raises(UserError, match="--learner: found 'adm', expected one of adam, adamw, sgd"):
+        make_optimizer(config, Line())
+
+
+def test_what_is_frozen_is_not_the_optimizers(tmp_path):
+    model = Line()
+    model.fixed = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+    groups = make_optimizer(line_trainer(tmp_path).config, model).param_groups
+    assert [parameter is model.value for parameter in groups[0]["params"]] == [True]
+
+
+def test_tensorboard_holds_loss_and_metrics_when_training_ends(tmp_path):
+    line_trainer(tmp_path, epochs=2).fit([Batch()], Script(0.25, 0.5))
+    (folder,) = glob.glob(str(tmp_path / "tensorboard" / "line-*"))
+    events = EventAccumulator(folder).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("valid/ndcg@10")] == [(1, 0.25), (2, 0.5)]
+    assert [event.value for event in events.Scalars("train/loss")] == [0.0, -1.0]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_the_training(tmp_path):
+    (tmp_path / "file").touch()
+    trainer, script = line_trainer(tmp_path / "file"), Script(0.1)
+    with pytest.raises(UserError, match="cannot be written: a file stands where a folder should be"):
+        trainer.fit([Batch()], script)
+    assert trainer.model.value.item() == 0.0 and script.seen == []
+
+
+# -- what is saved, and going on from it -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("epochs", "save_step", "saved"),
+    [(5, 2, [2, 4, 5]), (4, 2, [2, 4]), (3, 10, [3]), (2, None, [2]), (2, 0, [2]), (2, 1, [1, 2])],
+)
+def test_multiples_of_save_step_and_the_last_epoch_are_saved(tmp_path, epochs, save_step, saved):
+    trainer = line_trainer(tmp_path, epochs=epochs)
+    trainer.path = str(tmp_path / "line-{epoch}.pth")
+    trainer.fit([Batch()], save_step=save_step)
+    names = sorted(os.path.basename(path) for path in glob.glob(str(tmp_path / "*.pth")))
+    assert names == [f"line-{epoch}.pth" for epoch in saved]
+    for epoch in saved:
+        checkpoint = read_checkpoint(str(tmp_path / f"line-{epoch}.pth"))
+        assert checkpoint["state_dict"]["value"].item() == checkpoint["epoch"] == epoch
+        assert checkpoint["progress"]["epoch"] == epoch
+
+
+def flatten(value, path=""):
+    """All leaves of nested dicts and lists, by their path."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {name: leaf for key, inner in items for name, leaf in flatten(inner, f"{path}/{key}").items()}
+    return {path: value}
+
+
+def pretrained(mixture, folder, *options):
+    pretrain.main(["-d", "Mix", f"--data_path={mixture}", f"--checkpoint_dir={folder}", *SMALL, *options])
+
+
+def test_a_training_goes_on_bit_for_bit(mixture, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    pretrained(mixture, whole, "--epochs=4", "--train_batch_size=100", "--save_step=2")
+    pretrained(mixture, parts, "--epochs=2", "--train_batch_size=100")
+    torch.manual_seed(99)  # whatever happened in between
+    resume = f"--resume={parts}/UniSRec-Mix-2.pth"
+    pretrained(mixture, parts, "--epochs=4", "--train_batch_size=100", resume)
+    for epoch in (2, 4):
+        one, other = (read_checkpoint(str(folder / f"UniSRec-Mix-{epoch}.pth")) for folder in (whole, parts))
+        for part in ("state_dict", "optimizer", "generators"):
+            left, right = flatten(one[part]), flatten(other[part])
+            assert left.keys() == right.keys() and len(left) > 0
+            for name, value in left.items():
+                same = torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
+                assert same, (epoch, part, name)
+        assert one["progress"]["predictions"] == other["progress"]["predictions"] == epoch * count_rows(mixture)
+
+
+def count_rows(mixture):
+    with open(os.path.join(mixture, "Mix", "Mix.train.inter")) as file:
+        return len(file.readlines()) - 1
+
+
+def test_what_cannot_be_resumed_is_refused(tmp_path):
+    def trainer(**options):
+        made = line_trainer(tmp_path, **{"epochs": 2, **options})
+        made.path = str(tmp_path / "line-{epoch}.pth")
+        return made
+
+    trainer().fit([Batch()])
+    path = str(tmp_path / "line-2.pth")
+    checkpoint = read_checkpoint(path)
+    for part in ("optimizer", "generators", "progress"):
+        without = {name: value for name, value in checkpoint.items() if name != part}
+        with pytest.raises(UserError, match="line-2.pth: cannot be resumed, it holds weights only"):
+            trainer(epochs=4).resume(without, path)
+    with pytest.raises(UserError, match="line-2.pth: was trained with sgd, not adam; give --learner=sgd"):
+        trainer(epochs=4, learner="adam").resume(checkpoint, path)
+    with pytest.raises(UserError, match="line-2.pth: has 2 epochs behind it, --epochs is 2; give more"):
+        trainer().resume(checkpoint, path)
+    resumed = trainer(epochs=4)
+    load_weights(resumed.model, checkpoint, path)
+    resumed.resume(checkpoint, path)
+    assert resumed.fit([Batch()]).epoch == 4 and resumed.model.value.item() == 4
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_holds_everything_unrounded(tmp_path):
+    config = small_config("transductive_ft", "Tiny", "nowhere", checkpoint_dir=str(tmp_path))
+    metrics = {"valid": {"ndcg@10": 1 / 3}, "test": {"ndcg@10": 2 / 7}}
+    seconds = {"load": 0.5, "train": 1.5, "evaluate": 0.25}
+    path = result_path(config, str(tmp_path / "UniSRec.pth"))
+    written = write_result(path, config, "UniSRec.pth", 3, metrics, seconds, 1000.5, best_epoch=2)
+    result = json.loads((tmp_path / "UniSRec.json").read_text())
+    assert result == written == read_json(path)
+    assert result["metrics"] == metrics and result["seconds"] == seconds and result["rows_per_second"] == 1000.5
+    assert (result["model"], result["dataset"], result["train_stage"]) == ("UniSRec", "Tiny", "transductive_ft")
+    assert (result["seed"], result["epochs"], result["checkpoint"]) == (2020, 3, "UniSRec.pth")
+    assert result["peak_memory_mb"] > 50
+    assert result["versions"]["torch"] == torch.__version__ and len(result["versions"]) >= 4
+    config["result_file"] = str(tmp_path / "deep" / "other.json")
+    assert result_path(config, "UniSRec.pth") == str(tmp_path / "deep" / "other.json")
+
+
+def test_a_stopwatch_adds_up():
+    watch = Stopwatch()
+    for name in ("load", "train", "load"):
+        with watch(name):
+            pass
+    first = dict(watch.seconds)
+    assert set(first) == {"load", "train"} and all(value >= 0 for value in first.values())
+    with watch("load"):
+        sum(range(100000))
+    assert watch.seconds["load"] > first["load"] and watch.seconds["train"] == first["train"]
+
+
+def test_the_seed_fixes_the_initial_weights_and_ranks_differ_in_noise(tiny):
+    config = small_config("transductive_ft", "Tiny", tiny)
+    dataset = UniSRecDataset(config)
+    one, other = (build_model(UniSRec, config, dataset).state_dict() for _ in range(2))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    config["seed"] = 1
+    different = build_model(UniSRec, config, dataset).state_dict()
+    assert not torch.equal(one["item_embedding.weight"], different["item_embedding.weight"])
+    noise = []
+    for rank in (0, 1, 0):
+        set_seeds(2020, rank)
+        noise.append(torch.randn(3))
+    assert torch.equal(noise[0], noise[2]) and not torch.equal(noise[0], noise[1])
+
+
+def test_sizes_that_do_not_fit_each_other_are_a_users_mistake(tiny):
+    config = small_config("inductive_ft", "Tiny", tiny, n_heads=3)
+    with pytest.raises(UserError, match="UniSRec: .*hidden size"):
+        build_model(UniSRec, config, UniSRecDataset(config))

@@ -1,0 +1,377 @@
+"""The model: its layers against plain loops, and the same numbers from sequences as from rows."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from recbole.data.interaction import Interaction
+
+from data import SequenceBatches, UniSRecDataset
+from tests.conftest import small_config
+from tests.small_data import write_downstream, write_mixture
+from unisrec import MoEAdaptor, PWLayer, UniSRec
+
+UNCHANGED = {"item_drop_ratio": 0.0, "item_drop_coefficient": 0.5}  # a second view that equals the first
+WINDOW = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`Small`, with users longer than the window and repeated rows, and the mixture `Mix`."""
+    folder = tmp_path_factory.mktemp("data")
+    write_downstream(folder, users=14, window=WINDOW, longest=16, repeat=(0, 1, 20))
+    write_mixture(folder, users=6, window=WINDOW, longest=14)
+    return str(folder)
+
+
+@functools.cache
+def config_of(stage, folder, **options):
+    """Reading the YAML files takes longer than the data sets."""
+    return small_config(stage, "Mix" if stage == "pretrain" else "Small", folder, **options)
+
+
+def open_model(stage, folder, **options):
+    dataset = UniSRecDataset(config_of(stage, folder, **options))
+    torch.manual_seed(1)
+    model = UniSRec(dataset.config, dataset).eval()
+    for parameter in model.parameters():  # large enough that every part matters
+        parameter.data.normal_(0.0, 0.2)
+    return model, dataset
+
+
+def one_batch(dataset, mode, **options):
+    """All predictions of the training file in one batch."""
+    augment = UNCHANGED if dataset.config["train_stage"] == "pretrain" else None
+    options = {"stride": 1, "augment_ratios": augment, "n_items": dataset.catalogue.n_items, **options}
+    (batch,) = SequenceBatches(dataset.sequences("train"), 10**6, dataset.window, mode, **options)
+    return batch
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_same_gradients(ours, others, tolerance=1e-5):
+    assert ours.keys() == others.keys() and len(ours) > 30
+    largest = max(gradient.abs().max() for gradient in others.values())
+    for name in ours:
+        assert (ours[name] - others[name]).abs().max() <= tolerance * largest, name
+
+
+# -- adaptor -------------------------------------------------------------------------------------------------------
+
+
+def adaptor(experts=3, width=7, hidden=5, dropout=0.2, noise=True):
+    torch.manual_seed(0)
+    layer = MoEAdaptor(experts, width, hidden, dropout, noise)
+    for parameter in layer.parameters():
+        parameter.data.normal_()
+    return layer
+
+
+def adaptor_by_loop(layer, x):
+    """Equations 4 to 6, expert by expert: sum_e g_e W_e (x - b_e)."""
+    gates = torch.softmax(x @ layer.w_gate, dim=-1)
+    total = 0.0
+    for expert, (weight, bias) in enumerate(zip(layer.experts.weight, layer.experts.bias, strict=True)):
+        total = total + gates[:, expert : expert + 1] * F.linear(x - bias, weight)
+    return total
+
+
+def test_the_adaptor_equals_a_loop_over_its_experts():
+    layer = adaptor().eval()
+    x = torch.randn(11, 7)
+    results = []
+    for function in (layer, lambda x: adaptor_by_loop(layer, x)):
+        layer.zero_grad()
+        asked = x.clone().requires_grad_()
+        output = function(asked)
+        (output * torch.arange(55.0).view(11, 5).sin()).sum().backward()
+        parts = [layer.w_gate.grad, layer.experts.weight.grad, layer.experts.bias.grad, asked.grad]
+        results.append([output, *(part.clone() for part in parts)])
+    for ours, plain in zip(*results, strict=True):
+        assert ours.abs().max() > 0.1
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+def seen_by_experts(layer, x, gates):
+    """What each expert gets to see, [U, E, D]: its weights copy dimension d to output e * D + d, biases are 0."""
+    experts, width = layer.bias.shape
+    layer.weight.data.zero_()
+    for expert in range(experts):
+        for column in range(width):
+            layer.weight.data[expert, expert * width + column, column] = 1.0
+    layer.bias.data.zero_()
+    return layer(x, gates).detach().view(len(x), experts, width)
+
+
+def test_dropout_is_drawn_for_each_expert_and_unbiased():
+    torch.manual_seed(0)
+    layer, x, gates = PWLayer(4, 16, 64, 0.2).train(), torch.ones(5000, 16), torch.ones(5000, 4)
+    seen = seen_by_experts(layer, x, gates)
+    dropped = seen == 0
+    assert seen.unique().tolist() == pytest.approx([0.0, 1 / 0.8])
+    assert dropped.float().mean((0, 2)).tolist() == pytest.approx([0.2] * 4, abs=0.01)
+    assert dropped.float().mean((0, 1)).tolist() == pytest.approx([0.2] * 16, abs=0.02)
+    assert seen.mean().item() == pytest.approx(1.0, abs=0.01)
+    for expert in range(1, 4):  # independent: both drop a number once in 25 times
+        both = (dropped[:, 0] & dropped[:, expert]).float().mean().item()
+        assert both == pytest.approx(0.04, abs=0.005)
+    assert (seen_by_experts(layer, x, gates) != seen).any(), "drawn anew each time"
+    torch.manual_seed(9)
+    first = seen_by_experts(layer, x, gates)
+    torch.manual_seed(9)
+    assert torch.equal(seen_by_experts(layer, x, gates), first), "torch's seed fixes it"
+    assert torch.equal(seen_by_experts(layer.eval(), x, gates), torch.ones(5000, 4, 16))
+
+
+def test_the_output_in_training_is_right_on_average():
+    layer = adaptor(noise=False)
+    x = torch.randn(3, 7)
+    expected = layer.eval()(x)
+    layer.train()
+    mean = layer(x.repeat(20_000, 1)).view(20_000, 3, 5).mean(0)
+    torch.testing.assert_close(mean, expected, rtol=0.05, atol=0.1)
+
+
+def test_gates_are_noisy_only_in_training():
+    layer = adaptor()
+    x = torch.randn(1, 7)
+    layer.w_gate.data.zero_()
+    still = layer.eval().gates(x.repeat(4000, 1))
+    assert torch.equal(still, torch.full((4000, 3), 1 / 3))
+    logs = layer.train().gates(x.repeat(4000, 1)).log()
+    assert logs.exp().sum(1).allclose(torch.ones(4000))
+    # log-gates differ by the noises of two experts: standard deviation softplus(x w) + 0.01 each
+    spread = F.softplus(x @ layer.w_noise)[0] + 0.01
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        expected = (spread[one] ** 2 + spread[other] ** 2).sqrt().item()
+        difference = logs[:, one] - logs[:, other]
+        assert difference.std().item() == pytest.approx(expected, rel=0.05)
+        assert difference.mean().item() == pytest.approx(0.0, abs=0.1 * expected)
+    layer.noise = False
+    assert torch.equal(layer.gates(x), layer.eval().gates(x))
+
+
+# -- sequences and rows --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
+def test_sequences_and_rows_give_the_same_loss_and_gradients(stage, folder):
+    model, dataset = open_model(stage, folder)
+    assert dataset.window == WINDOW < np.diff(dataset.sequences("train").offsets).max() - 1
+    losses, all_gradients = [], []
+    for mode in ("sequences", "rows"):
+        batch = one_batch(dataset, mode)
+        assert batch.weights is not None
+        losses.append(model.calculate_loss(batch))
+        all_gradients.append(gradients(model, losses[-1]))
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+    assert_same_gradients(*all_gradients)
+    # RecBole's batch of all rows, the repeated ones twice
+    train = dataset.build()[0]
+    loss = model.calculate_loss(Interaction(train[np.arange(len(train))].interaction))
+    assert loss.item() == pytest.approx(losses[0].item(), rel=1e-6)
+    assert_same_gradients(gradients(model, loss), all_gradients[0])
+
+
+def test_a_stride_above_one_is_exact_up_to_the_window(folder):
+    model, dataset = open_model("inductive_ft", folder)
+    states = {}
+    for mode, stride in (("rows", 1), ("sequences", 4)):
+        batch = one_batch(dataset, mode, stride=stride)
+        with torch.no_grad():
+            found = model.encode_scored(model.item_representations(batch.items), batch.scored)
+        names = zip(batch.owners.tolist(), batch.targets.tolist(), batch_histories(batch), strict=True)
+        states[mode] = dict(zip(names, found, strict=True))
+    short = {name for name in states["rows"] if len(name[2]) < WINDOW}
+    assert short and short <= states["sequences"].keys() and short != states["sequences"].keys()
+    for name in short:
+        torch.testing.assert_close(states["sequences"][name], states["rows"][name], rtol=1e-4, atol=1e-5)
+
+
+def batch_histories(batch):
+    """What stands before each prediction of a batch."""
+    for items, scored in zip(batch.items, batch.scored, strict=True):
+        for position in scored.tolist():
+            row, column = divmod(position, items.size(1))
+            yield tuple(items[row, : column + 1].tolist())
+
+
+def test_pretraining_states_and_losses_are_the_same_in_both_modes(folder):
+    model, dataset = open_model("pretrain", folder)
+    found = []
+    for mode in ("sequences", "rows"):
+        batch = one_batch(dataset, mode)
+        states = model.encode_scored(model.item_representations(batch.items), batch.scored)
+        views = model.encode_scored(model.item_representations(batch.augmented_items), batch.augmented_scored)
+        torch.testing.assert_close(states, views, rtol=1e-5, atol=1e-6)
+        names = zip(batch.owners.tolist(), batch.targets.tolist(), batch_histories(batch), strict=True)
+        order = [place for _, place in sorted((name, place) for place, name in enumerate(names))]
+        loss = model.calculate_loss(batch)
+        found.append((states[order].detach(), loss.item(), gradients(model, loss)))
+    (states, loss, grads), (row_states, row_loss, row_grads) = found
+    assert dataset.window < np.diff(dataset.sequences("train").offsets).max() - 1
+    torch.testing.assert_close(states, row_states, rtol=1e-4, atol=1e-5)
+    assert loss == pytest.approx(row_loss, rel=1e-5)
+    assert_same_gradients(grads, row_grads, tolerance=1e-4)
+
+
+def test_pretraining_reads_features_by_domain_and_view(folder):
+    """The loss put together by hand: adaptor over every item's own vector, dense, no deduplication."""
+    model, dataset = open_model("pretrain", folder)
+    n = dataset.catalogue.n_items
+    batch = one_batch(dataset, "sequences", augment_ratios={"item_drop_ratio": 0.3, "item_drop_coefficient": 0.5})
+    assert max(view.max() for view in batch.augmented_items) > n
+    with torch.no_grad():
+        table = F.pad(model.moe_adaptor(dataset.features.lookup(torch.arange(1, 2 * n + 1))), (0, 0, 1, 0))
+        for ids in (batch.items, batch.augmented_items, [batch.targets]):
+            for part, vectors in zip(ids, model.item_representations(ids), strict=True):
+                torch.testing.assert_close(vectors[part > 0], table[part[part > 0]], rtol=1e-4, atol=1e-5)
+        calls = []
+        original = model.moe_adaptor.forward
+        model.moe_adaptor.forward = lambda x: calls.append(len(x)) or original(x)
+        model.calculate_loss(batch)
+    everything = torch.cat([part.flatten() for part in [*batch.items, *batch.augmented_items, batch.targets]])
+    distinct = everything.clamp(min=1).unique()  # padding stands for some item whose vector nobody looks at
+    assert calls == [len(distinct)], "each distinct item of a batch is adapted once"
+
+
+# -- padding -------------------------------------------------------------------------------------------------------
+
+
+def test_padding_gets_no_gradient(folder):
+    model, dataset = open_model("inductive_ft", folder)
+    batch = one_batch(dataset, "sequences")
+    padded = 0
+    for items, scored in zip(batch.items, batch.scored, strict=True):
+        vectors = torch.randn(*items.shape, 16, requires_grad=True)
+        (model.encode_scored([vectors], [scored]) ** 2).sum().backward()
+        assert (vectors.grad[items == 0] == 0).all()
+        last = (items > 0).sum(1) - 1
+        assert (vectors.grad[torch.arange(len(items)), last] != 0).any(-1).all()
+        padded += (items == 0).sum()
+    assert padded > 0
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "transductive_ft"])
+def test_more_padding_changes_nothing(stage, folder):
+    model, dataset = open_model(stage, folder, MAX_ITEM_LIST_LENGTH=30)
+    batch = one_batch(dataset, "sequences")
+    loss = model.calculate_loss(batch)
+    before = gradients(model, loss)
+    for ids, scored in ((batch.items, batch.scored), (batch.augmented_items, batch.augmented_scored)):
+        for bucket, items in enumerate(ids or []):
+            width = items.size(1)
+            ids[bucket] = F.pad(items, (0, 5))
+            scored[bucket] = scored[bucket] // width * (width + 5) + scored[bucket] % width
+    again = model.calculate_loss(batch)
+    assert again.item() == pytest.approx(loss.item(), rel=1e-6)
+    assert_same_gradients(gradients(model, again), before)
+
+
+# -- predicting ----------------------------------------------------------------------------------------------------
+
+
+def loader_batches(dataset, size=5):
+    test = dataset.build()[2]
+    return [test[np.arange(start, min(start + size, len(test)))] for start in range(0, len(test), size)]
+
+
+@pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
+def test_scores_are_cosines_and_padding_is_out(stage, folder):
+    model, dataset = open_model(stage, folder)
+    (rows,) = loader_batches(dataset, 100)
+    with torch.no_grad():
+        scores = model.full_sort_predict(rows)
+        table = model.moe_adaptor(dataset.features.table())
+        if stage == "transductive_ft":
+            table = table + model.item_embedding.weight[1:]
+        states = model(rows["item_id_list"], rows["item_length"])
+        for row in range(len(rows)):
+            expected = F.cosine_similarity(states[row : row + 1], table)
+            torch.testing.assert_close(scores[row, 1:], expected, rtol=1e-4, atol=1e-5)
+        assert torch.isneginf(scores[:, 0]).all() and scores.shape == (14, 41)
+        given = scores.gather(1, rows["item_id"][:, None])[:, 0]
+        torch.testing.assert_close(model.predict(rows), given, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
+def test_the_table_of_items_is_made_once_an_evaluation(stage, folder, monkeypatch):
+    model, dataset = open_model(stage, folder)
+    calls = []
+    original = UniSRec.item_table
+    monkeypatch.setattr(UniSRec, "item_table", lambda self: calls.append(1) or original(self))
+    batches = loader_batches(dataset)
+    assert len(batches) == 3
+    with torch.no_grad():
+        before = [model.full_sort_predict(batch) for batch in batches]
+        model.predict(batches[0])
+        assert len(calls) == 1
+        model.train()
+        model.moe_adaptor.w_gate.data.normal_()
+        model.moe_adaptor.experts.weight.data.normal_()
+        model.eval()
+        after = [model.full_sort_predict(batch) for batch in batches]
+        assert len(calls) == 2
+    assert all((old != new).any() for old, new in zip(before, after, strict=True))
+    fresh, _ = open_model(stage, folder)
+    fresh.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for batch, scores in zip(batches, after, strict=True):
+            assert torch.equal(fresh.full_sort_predict(batch), scores)
+
+
+def test_scores_have_gradients_where_they_are_asked_for(folder):
+    """Also after an evaluation, whose table has none."""
+    model, dataset = open_model("inductive_ft", folder)
+    (rows,) = loader_batches(dataset, 100)
+    found = []
+    for evaluate_first in (False, True):
+        model.eval()
+        if evaluate_first:
+            with torch.no_grad():
+                model.full_sort_predict(rows)
+        found.append(gradients(model, model.full_sort_predict(rows)[:, 1:].square().sum()))
+    assert_same_gradients(found[1], found[0])
+
+
+# -- what is trained -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
+def test_a_fixed_encoder_is_positions_and_transformer_and_nothing_else(stage, folder):
+    model, dataset = open_model(stage, folder)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model.freeze_encoder()
+    free = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    expected = {"LayerNorm.weight", "LayerNorm.bias", "moe_adaptor.w_gate", "moe_adaptor.w_noise"}
+    expected |= {"moe_adaptor.experts.weight", "moe_adaptor.experts.bias"}
+    assert free == expected | ({"item_embedding.weight"} if stage == "transductive_ft" else set())
+    frozen = {name.split(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"position_embedding", "trm_encoder"}
+    model.calculate_loss(one_batch(dataset, "sequences")).backward()
+    without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert without == {name for name, p in model.named_parameters() if not p.requires_grad} | {"moe_adaptor.w_noise"}
+
+
+def test_each_stage_has_the_parameters_of_the_published_model(folder):
+    shared = None
+    for stage in ("pretrain", "inductive_ft", "transductive_ft"):
+        model, dataset = open_model(stage, folder)
+        state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        ids = state.pop("item_embedding.weight", None)
+        assert ids == ((41, 16) if stage == "transductive_ft" else None)
+        shared = shared or state
+        assert state == shared, "features are no part of a checkpoint"
+    assert state["moe_adaptor.experts.weight"] == (3, 16, 24) and state["position_embedding.weight"] == (50, 16)
+
+
+def test_features_are_shared_with_their_file(folder):
+    model, dataset = open_model("inductive_ft", folder)
+    assert model.plm_embedding.data_ptr() == dataset.features.table().data_ptr()
+    assert not any(parameter is model.plm_embedding for parameter in model.parameters())
