@@ -92,7 +92,7 @@ class MoEAdaptor(nn.Module):
 class AllPositions:
     """For SASRec and what derives from it: the states at all positions of left-aligned sequences, in one pass."""
 
-    ignores_padding = True
+    ignores_padding = True  # so the data set pads rows to the longest of their batch only
 
     def encode(self, item_vectors):
         """Run the transformer over left-aligned sequences.
@@ -182,7 +182,7 @@ class UniSRec(AllPositions, SASRec):
             table, place = self.item_table(), flat - 1
         vectors = F.embedding(place, table)
         return [
-            part.view(*shape.shape, -1)
+            part.view(*shape.shape, part.size(-1))
             for part, shape in zip(vectors.split([part.numel() for part in ids]), ids, strict=True)
         ]
 

@@ -11,7 +11,7 @@ class _Untrained(SequentialRecommender):
     """Scores from `states` and `candidates`: float [B, K] and [N, K]."""
 
     input_type = InputType.POINTWISE
-    ignores_padding = True
+    ignores_padding = True  # so the data set pads rows to the longest of their batch only
 
     def full_sort_predict(self, interaction):
         """Score of every item, float [B, N + 1]; column = item id, column 0 (padding) is -inf."""

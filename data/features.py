@@ -29,8 +29,7 @@ class ItemFeatures:
         self.augmented = bool(augmented_paths)
         every = list(paths) + list(augmented_paths)
         sizes = list(counts) * (2 if self.augmented else 1)
-        # copy-on-write maps: torch accepts them without a copy, and the files stay as they are
-        self._maps = [np.memmap(path, dtype, "c", shape=(n, width)) for path, n in zip(every, sizes, strict=True)]
+        self._maps = [np.memmap(path, dtype, "r", shape=(n, width)) for path, n in zip(every, sizes, strict=True)]
         self._starts = np.cumsum([1] + sizes)
 
     def lookup(self, ids):
@@ -53,9 +52,10 @@ class ItemFeatures:
 
     def table(self):
         """All N vectors of the whole texts, [N, D]: for one domain the mapped file itself, no copy."""
-        domains = len(self._maps) // (2 if self.augmented else 1)
-        tables = [torch.from_numpy(mapped) for mapped in self._maps[:domains]]
-        return tables[0] if domains == 1 else torch.cat(tables)
+        maps = self._maps[: len(self._maps) // (2 if self.augmented else 1)]
+        # copy-on-write: torch wants memory that could be written to; the files stay as they are
+        tables = [torch.from_numpy(np.memmap(m.filename, m.dtype, "c", shape=m.shape)) for m in maps]
+        return tables[0] if len(tables) == 1 else torch.cat(tables)
 
 
 def feature_shape(path, plm_size):

@@ -132,7 +132,9 @@ def _numbers(column, lengths, path, line, is_mixture, field):
     numbers = plain.str.split(" ").explode().cast(pl.UInt32, strict=False)
     wrong = numbers.null_count() or len(numbers) != per_token * lengths.sum()
     if is_mixture and not wrong:
+        # as many dashes as ids, and never two in one: `0-1-2 3` would pass for `0-1 2-3`
         wrong = bool((column.str.count_matches("-", literal=True).to_numpy() != lengths).any())
+        wrong |= bool(column.str.contains("-[^ ]*-").any())
     if wrong:
         raise UserError(_first_wrong_id(column, path, line, is_mixture, field))
     numbers = numbers.to_numpy().astype(np.int64)

@@ -105,7 +105,9 @@ def _user_order(users, sizes):
     if new_user.sum() == len(distinct) and not np.any((sizes[1:] > sizes[:-1]) & ~new_user[1:]):
         return None
     seen = first_seen[np.searchsorted(distinct, users)]
-    return np.lexsort((np.arange(len(users)), -sizes, seen))
+    # rows cut to the window are of one size: a file that goes upwards holds them oldest first
+    upwards = np.sign(np.diff(sizes))[~new_user[1:]].sum() > 0
+    return np.lexsort((np.arange(len(users)) * (-1 if upwards else 1), -sizes, seen))
 
 
 def _links(users, sizes, starts, full, window):

@@ -52,7 +52,7 @@ def run_baseline(config):
         dataset = open_dataset(config)
         evaluation = Evaluation(config, dataset)
         batches = _training_batches(config, dataset, evaluation)  # first: BERT4Rec's loader names fields for its model
-        model = build_model(config.model_class, config, dataset)
+        model = build_model(config.model_class, config, evaluation.parts["train"])  # some read the training rows
     name = f"{config['model']}-{config['dataset']}-{config['seed']}"
     return train_and_test(config, model, batches, evaluation, name, watch, dataset.item_names())
 

@@ -43,7 +43,8 @@ def open_dataset(config):
     from data import UniSRecDataset
 
     dataset = UniSRecDataset(config)
-    logger.info("%s", dataset)
+    summary = str(dataset)  # reads the training file: not inside logging, which would print a traceback of a mistake
+    logger.info("%s", summary)
     return dataset
 
 

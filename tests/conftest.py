@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ STAGE_PROPS = {"pretrain": "pretrain.yaml", "inductive_ft": "finetune.yaml", "tr
 
 
 @pytest.fixture(scope="session")
-def golden_folder():
+def golden_folder(tmp_path_factory):
+    """A copy of the recorded outputs, so that caches are written there."""
     if not os.path.isdir(SHARED):
         pytest.skip("the recorded outputs of the published code (../shared/golden) are not here")
-    return os.path.join(SHARED, "golden")
+    return shutil.copytree(os.path.join(SHARED, "golden"), tmp_path_factory.mktemp("shared") / "golden")
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,10 @@ def test_the_table_of_one_domain_is_the_file_itself(tmp_path):
     opened = ItemFeatures([str(tmp_path / "a")], [50], 24)
     table = opened.table()
     np.testing.assert_array_equal(table.numpy(), features)
-    assert table.data_ptr() == opened._maps[0].ctypes.data and opened.table().data_ptr() == table.data_ptr()
+    if os.path.exists("/proc/self/maps"):
+        with open("/proc/self/maps") as maps:
+            ranges = [line.split()[0].split("-") for line in maps if line.rstrip().endswith(str(tmp_path / "a"))]
+        assert any(int(low, 16) <= table.data_ptr() < int(high, 16) for low, high in ranges)
     table[0, 0] = 77.0  # copy on write: whatever becomes of the table, the file stays
     assert np.fromfile(tmp_path / "a", np.float32)[0] == features[0, 0]
 

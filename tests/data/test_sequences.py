@@ -136,3 +136,12 @@ def test_a_row_that_occurs_very_often_keeps_its_count():
     for rest in ([], [(1, [5], 6)]):  # one chain, and a user whose rows form none
         sequences = fold([(1, [1], 2)] * 70_000 + rest)
         assert sequences.weights.tolist()[:2] == [0, 70_000]
+
+
+def test_a_file_that_goes_upwards_folds_as_well():
+    histories = random_histories(users=6, items=30, shortest=5, longest=25, seed=3)
+    rows = [(user, *row) for user, history in enumerate(histories) for row in reversed(prefix_rows(history, 8))]
+    sequences = fold(rows, 8)
+    assert len(sequences) == len(histories)
+    for user, history in enumerate(histories):
+        assert sequences.items[sequences.offsets[user] : sequences.offsets[user + 1]].tolist() == history
