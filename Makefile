@@ -18,8 +18,9 @@ install: $(STAMP) ## create the virtual environment and install what both requir
 demo: $(STAMP) ## run the whole model on a small example
 	$(RUN) demo.py $(ARGS)
 
+# One thread: the models of the tests are so small that threads would mostly wait for one another.
 test: $(STAMP) ## run the tests
-	$(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(ARGS)
 
 lint: $(STAMP) ## check the code with ruff
 	$(RUN) -m ruff check .
