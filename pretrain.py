@@ -37,25 +37,20 @@ def configure(options):
 def pretrain(config):
     """Pre-train and save. Returns the path of the last checkpoint."""
     from common.processes import gather, rank, world_size
-    from data import SequenceBatches
     from engine.checkpoint import load_weights, read_checkpoint
-    from engine.setup import build_model, open_dataset, set_seeds, start_logging
+    from engine.setup import build_model, open_dataset, sequence_batches, set_seeds, start_logging
     from engine.trainer import Trainer
     from unisrec import UniSRec
 
     start_logging()
     dataset = open_dataset(config)
-    batches = SequenceBatches(
-        dataset.sequences("train"),
-        config["train_batch_size"],
-        dataset.window,
-        config["train_mode"],
-        config["window_stride"],
-        config["seed"],
-        {key: config[key] for key in ("item_drop_ratio", "item_drop_coefficient")},
-        dataset.catalogue.n_items,
-        rank(),
-        world_size(),
+    batches = sequence_batches(
+        config,
+        dataset,
+        augment_ratios={key: config[key] for key in ("item_drop_ratio", "item_drop_coefficient")},
+        n_items=dataset.catalogue.n_items,
+        rank=rank(),
+        world_size=world_size(),
     )
     model = build_model(UniSRec, config, dataset)
     if world_size() > 1:

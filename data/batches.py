@@ -85,8 +85,7 @@ class SequenceBatches:
         self.augment_ratios, self.n_items = augment_ratios, n_items
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
         self.starts, self.ends, self.firsts, self.owners = cut_windows(sequences, window, mode, stride)
-        running = np.concatenate([[0], np.cumsum(sequences.weights > 0)])
-        self.predictions = running[self.ends + 1] - running[self.firsts]
+        self.predictions = _predictions(sequences, self.firsts, self.ends)
         self.weighted = bool((sequences.weights > 1).any())
         self.epoch = 0
 
@@ -177,6 +176,11 @@ def cut_windows(sequences, window, mode, stride):
     ends = np.minimum(begin[owners] + window + number * stride, stop[owners] - 1)
     firsts = np.where(number == 0, begin[owners] + 1, begin[owners] + window + (number - 1) * stride + 1)
     starts = np.maximum(begin[owners], ends - window)
-    running = np.concatenate([[0], np.cumsum(sequences.weights > 0)])
-    useful = running[ends + 1] > running[firsts]
+    useful = _predictions(sequences, firsts, ends) > 0
     return starts[useful], ends[useful], firsts[useful], owners[useful]
+
+
+def _predictions(sequences, firsts, ends):
+    """How many positions of `items[first:end + 1]` are to be predicted, int64 [W]."""
+    running = np.concatenate([[0], np.cumsum(sequences.weights > 0)])
+    return running[ends + 1] - running[firsts]

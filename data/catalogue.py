@@ -85,15 +85,7 @@ def open_catalogue(folder, name, plm_suffix, augmented_suffix, plm_size, need_fe
     """
     if not os.path.isdir(folder):
         raise UserError(_missing_folder(folder, name))
-    mixture_file = os.path.join(folder, f"{name}.pt_datasets")
-    is_mixture = os.path.isfile(mixture_file)
-    domains = [name]
-    if is_mixture:
-        with open(mixture_file, encoding="utf-8", errors="replace") as file:
-            written = file.read().strip()
-        domains = [domain.strip() for domain in written.split(",")]
-        if not all(domain.isprintable() and domain for domain in domains) or len(set(domains)) < len(domains):
-            raise UserError(f"{mixture_file}: found {written[:60]!r}, expected the domains' names, comma separated")
+    domains, is_mixture = _read_domains(folder, name)
     if not need_features:
         counts = _indexed_counts(folder, name, domains, is_mixture)
         return Catalogue(name, domains, counts, is_mixture, f"{name}.item2index"), None
@@ -115,8 +107,8 @@ def open_catalogue(folder, name, plm_suffix, augmented_suffix, plm_size, need_fe
         for path, count in zip(augmented, counts, strict=True):
             if feature_shape(path, plm_size) != (count, width, dtype):
                 raise UserError(f"{path}: does not fit {plm_suffix} ({count} items of {width}); encode both again")
-    index_file = os.path.join(folder, f"{name}.item2index")
-    if not is_mixture and os.path.isfile(index_file):
+    index_file = _index_file(folder, name, is_mixture)
+    if index_file:
         indexed = _count_lines(index_file)
         if indexed != counts[0]:
             raise UserError(
@@ -136,8 +128,8 @@ def item_names(folder, catalogue):
     Raises:
         UserError: a line of the file is no `raw<TAB>index`.
     """
-    path, names = os.path.join(folder, f"{catalogue.name}.item2index"), list(catalogue.tokens())
-    if catalogue.is_mixture or not os.path.isfile(path):
+    path, names = _index_file(folder, catalogue.name, catalogue.is_mixture), list(catalogue.tokens())
+    if not path:
         return names
     with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
         for number, line in enumerate(file, start=1):
@@ -152,6 +144,25 @@ def item_names(folder, catalogue):
     return names
 
 
+def _read_domains(folder, name):
+    """The domains' names, and whether the data set is a mixture of them."""
+    path = os.path.join(folder, f"{name}.pt_datasets")
+    if not os.path.isfile(path):
+        return [name], False
+    with open(path, encoding="utf-8", errors="replace") as file:
+        written = file.read().strip()
+    domains = [domain.strip() for domain in written.split(",")]
+    if not all(domain.isprintable() and domain for domain in domains) or len(set(domains)) < len(domains):
+        raise UserError(f"{path}: found {written[:60]!r}, expected the domains' names, comma separated")
+    return domains, True
+
+
+def _index_file(folder, name, is_mixture):
+    """The file that names the raw id of each item; None where there is none, as in a mixture."""
+    path = os.path.join(folder, f"{name}.item2index")
+    return path if not is_mixture and os.path.isfile(path) else None
+
+
 def _missing_folder(folder, name):
     parent = os.path.dirname(os.path.abspath(folder))
     there = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir()) if os.path.isdir(parent) else []
@@ -164,8 +175,8 @@ def _missing_folder(folder, name):
 
 def _indexed_counts(folder, name, domains, is_mixture):
     """Items per domain where no features are needed: from `.item2index`, else from the largest item number."""
-    index_file = os.path.join(folder, f"{name}.item2index")
-    if not is_mixture and os.path.isfile(index_file):
+    index_file = _index_file(folder, name, is_mixture)
+    if index_file:
         return [_count_lines(index_file)]
     paths = [os.path.join(folder, f"{name}.{split}.inter") for split in ("train", "valid", "test")]
     highest = [largest_numbers(path, is_mixture, len(domains)) for path in paths if os.path.isfile(path)]

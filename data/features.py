@@ -96,11 +96,11 @@ def feature_shape(path, plm_size):
     return size // row, width, dtype
 
 
-def find_suffix(folder, domains, suffix, plm_default="feat1CLS"):
+def find_suffix(folder, domains, suffix):
     """The features to use: `suffix`, or with `auto` feat1CLS where every domain has it, else feat1Mean."""
     if suffix != "auto":
         return suffix
-    for candidate in (plm_default, "feat1Mean"):
+    for candidate in ("feat1CLS", "feat1Mean"):
         if all(os.path.isfile(os.path.join(folder, f"{domain}.{candidate}")) for domain in domains):
             return candidate
-    return plm_default
+    return "feat1CLS"

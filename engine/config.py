@@ -341,7 +341,7 @@ def resolve_model(name):
 
 
 def known_models():
-    """Names of RecBole's sequential models, from the YAML files it ships. list of str."""
+    """Names of RecBole's sequential models. list of str."""
     import recbole.model.sequential_recommender as models
 
     return sorted(name for name in vars(models) if name[:1].isupper())

@@ -9,11 +9,19 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from baselines import TRAINED, UNTRAINED
 from common.errors import UserError
 from common.files import check_can_write
-from data import SequenceBatches
 from engine.checkpoint import load_weights, read_checkpoint
 from engine.config import check_choice, resolve_model
 from engine.evaluate import Evaluation
-from engine.setup import Stopwatch, build_model, open_dataset, result_path, set_seeds, start_logging, write_result
+from engine.setup import (
+    Stopwatch,
+    build_model,
+    open_dataset,
+    result_path,
+    sequence_batches,
+    set_seeds,
+    start_logging,
+    write_result,
+)
 from engine.trainer import Progress, Trainer
 from unisrec import STAGES, AllPositions, UniSRec
 
@@ -60,14 +68,7 @@ def run_baseline(config):
 def _training_batches(config, dataset, evaluation):
     """Batches of sequences for the models that learn from all positions, RecBole's loader of rows for the others."""
     if issubclass(config.model_class, AllPositions) and config["loss_type"] == "CE":
-        return SequenceBatches(
-            dataset.sequences("train"),
-            config["train_batch_size"],
-            dataset.window,
-            config["train_mode"],
-            config["window_stride"],
-            config["seed"],
-        )
+        return sequence_batches(config, dataset)
     return get_dataloader(config, "train")(config, evaluation.parts["train"], evaluation.sampler, shuffle=True)
 
 

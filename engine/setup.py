@@ -48,6 +48,21 @@ def open_dataset(config):
     return dataset
 
 
+def sequence_batches(config, dataset, **more):
+    """The training sequences as the settings cut and order them; `more` goes to it too. Returns SequenceBatches."""
+    from data import SequenceBatches
+
+    return SequenceBatches(
+        dataset.sequences("train"),
+        config["train_batch_size"],
+        dataset.window,
+        config["train_mode"],
+        config["window_stride"],
+        config["seed"],
+        **more,
+    )
+
+
 def build_model(model_class, config, dataset):
     """Make a model with the initial weights that the seed gives, the same on every rank. Returns the model."""
     set_seeds(config["seed"])
