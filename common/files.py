@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 
 from common.errors import UserError
@@ -74,6 +75,36 @@ def atomic_path(path):
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def staged_folder(folder):
+    """Yield a temporary folder within `folder`; on success its files are moved there, on failure they are removed.
+
+    For files that belong together: a failure while they are written leaves all old ones as they were.
+
+    Args:
+        folder (str): is made if it is not there, and removed again after a failure if it was made and is empty.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    folder = os.path.abspath(folder)
+    made = not os.path.isdir(folder)
+    staging = None
+    try:
+        with writing(folder):
+            os.makedirs(folder, exist_ok=True)
+            staging = tempfile.mkdtemp(dir=folder, prefix=".writing-")
+            yield staging
+            for name in sorted(os.listdir(staging)):
+                os.replace(os.path.join(staging, name), os.path.join(folder, name))
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        if made:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)  # only if nothing has come into it
 
 
 def write_json(path, content):

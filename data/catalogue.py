@@ -6,6 +6,7 @@ import os
 import numpy as np
 
 from common.errors import UserError
+from common.files import read_json
 from data.features import ItemFeatures, feature_shape, find_suffix
 from data.files import DOMAIN, largest_numbers
 
@@ -107,6 +108,7 @@ def open_catalogue(folder, name, plm_suffix, augmented_suffix, plm_size, need_fe
         for path, count in zip(augmented, counts, strict=True):
             if feature_shape(path, plm_size) != (count, width, dtype):
                 raise UserError(f"{path}: does not fit {plm_suffix} ({count} items of {width}); encode both again")
+    _check_made_from(folder, name, domains, is_mixture, paths + augmented)
     index_file = _index_file(folder, name, is_mixture)
     if index_file:
         indexed = _count_lines(index_file)
@@ -117,6 +119,29 @@ def open_catalogue(folder, name, plm_suffix, augmented_suffix, plm_size, need_fe
             )
     catalogue = Catalogue(name, domains, counts, is_mixture, os.path.basename(paths[0]))
     return catalogue, ItemFeatures(paths, counts, width, dtype, augmented)
+
+
+def _check_made_from(folder, name, domains, is_mixture, paths):
+    """Features must have been made from the texts that the data set's description, NAME.json, tells of.
+
+    A data set that was processed again may have as many items as before in another order. What has no description is
+    taken as it is.
+    """
+    source = os.path.join(folder, f"{name}.json")
+    about = read_json(source) if os.path.isfile(source) else {}
+    if not isinstance(about, dict):
+        raise UserError(f"{source}: holds {type(about).__name__}, expected a description; process the data set again")
+    parts = about.get("domains", []) if is_mixture else [about | {"name": name}]
+    expected = {part.get("name"): part.get("texts_sha256") for part in parts if isinstance(part, dict)}
+    for path in paths:
+        domain = os.path.basename(path).rpartition(".")[0]
+        found = read_json(f"{path}.json").get("texts_sha256") if os.path.isfile(f"{path}.json") else None
+        if found and expected.get(domain) and found != expected[domain]:
+            raise UserError(
+                f"{path}: was made from other item texts than {source} tells of; encode them again: "
+                f"python dataset/preprocessing/encode_text.py -d {domain}"
+                + (", and write the mixture again" if is_mixture else "")
+            )
 
 
 def item_names(folder, catalogue):

@@ -1,19 +1,20 @@
-"""Amazon ratings and metadata to a data set in the published layout.
+"""Amazon ratings and metadata to a data set in the published layout, and its texts to features.
 
-    python dataset/preprocessing/process_amazon.py --dataset Scientific --input_path DIR
+    python dataset/preprocessing/process_amazon.py --dataset Pantry [--input_path DIR]
     python dataset/preprocessing/process_amazon.py --dataset MyShop --ratings r.csv --metadata m.json.gz
 
-DIR has the layout of the Amazon download: `Ratings/FULLNAME.csv` (item,user,rating,timestamp, no header) and
-`Metadata/meta_FULLNAME.json.gz` (one JSON object a line; asin, title, category, brand are read).
+Three editions are read, each as it is downloaded; DIR holds the files themselves or the folders named here:
+
+    2018  Ratings/FULLNAME.csv (item,user,rating,timestamp)   Metadata/meta_FULLNAME.json.gz
+    2014  ratings_NAME.csv (user,item,rating,timestamp)       meta_NAME.json.gz (Python literals, never run)
+    2023  NAME.jsonl.gz or NAME.csv.gz (with a header)        meta_NAME.jsonl.gz
 """
 
 import argparse
-import gzip
-import json
+import functools
+import itertools
 import os
 import sys
-import time
-import zlib
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, PROJECT)  # so that the script finds `common`, from whatever folder it is started
@@ -21,9 +22,13 @@ sys.path.insert(0, PROJECT)  # so that the script finds `common`, from whatever 
 import polars as pl  # noqa: E402
 
 from common.errors import UserError, did_you_mean, run_command  # noqa: E402
-from dataset.preprocessing.splits import summary_line, write_splits  # noqa: E402
-from dataset.preprocessing.texts import clean_text  # noqa: E402
+from dataset.preprocessing.command_line import add_processing_options, process  # noqa: E402
+from dataset.preprocessing.interactions import Interactions  # noqa: E402
+from dataset.preprocessing.item_table import text_reader  # noqa: E402
+from dataset.preprocessing.tables import Malformed, check_columns, read_table, table_kind  # noqa: E402
+from dataset.preprocessing.texts import item_text  # noqa: E402
 
+RAW = os.path.join(PROJECT, "dataset", "raw")
 FULL_NAMES = {
     "Appliances": "Appliances",
     "Arts": "Arts_Crafts_and_Sewing",
@@ -55,127 +60,171 @@ FULL_NAMES = {
     "Tools": "Tools_and_Home_Improvement",
     "Toys": "Toys_and_Games",
 }
+# Where the files of an edition lie below --input_path, by the category's name.
+RATINGS = {
+    "2018": ("Ratings/{}.csv", "Ratings/{}.csv.gz"),
+    "2014": ("ratings_{}.csv", "ratings_{}.csv.gz"),
+    "2023": ("{}.jsonl.gz", "{}.jsonl", "{}.csv.gz", "{}.csv"),
+}
+METADATA = {
+    "2018": ("Metadata/meta_{}.json.gz", "Metadata/meta_{}.json"),
+    "2014": ("meta_{}.json.gz", "meta_{}.json"),
+    "2023": ("meta_{}.jsonl.gz", "meta_{}.jsonl"),
+}
+# The columns of ratings without a header.
+COLUMNS = {"2018": ["item", "user", "rating", "timestamp"], "2014": ["user", "item", "rating", "timestamp"]}
+TEXT_FIELDS = "title,category,brand"
+# One field, three editions.
+OTHER_NAMES = {
+    "category": ["category", "categories"],
+    "brand": ["brand", "store"],
+    "features": ["features", "feature"],
+}
 
 
-def process_amazon(dataset, ratings, metadata, output_path, user_k=5, item_k=5):
-    """Write the data set into OUTPUT_PATH/DATASET; see `write_splits` for the rules and for what is returned.
+def process_amazon(options):
+    """Write the data set into OUTPUT_PATH/DATASET, see `splits.write_data_set`, and encode its texts.
 
     Args:
-        dataset (str): its name.
-        ratings (str): CSV file without header: item,user,rating,timestamp.
-        metadata (str): JSON lines, gzipped where the name ends in `.gz`.
-        output_path (str): the folder in which the data set's folder is made.
-        user_k, item_k (int): the fewest interactions of a user and of an item.
+        options (argparse.Namespace): the command line.
 
     Raises:
         UserError: a file is missing or cannot be read, or nothing remains.
     """
-    interactions = read_ratings(ratings)
-    texts = read_metadata(metadata, set(interactions["item"]))
-    return write_splits(interactions, texts, output_path, dataset, user_k, item_k)
-
-
-def read_ratings(path):
-    """Read a ratings file.
-
-    Returns:
-        polars.DataFrame: `user` (str), `item` (str), `timestamp` (int, seconds), in file order.
-
-    Raises:
-        UserError: the file is missing, empty or has other columns.
-    """
-    _check_file(path)
-    schema = {"item": pl.String, "user": pl.String, "rating": pl.Float64, "timestamp": pl.Int64}
-    try:
-        frame = pl.read_csv(path, has_header=False, schema=schema, quote_char=None)
-    except (pl.exceptions.PolarsError, UnicodeDecodeError) as failure:
-        reason = str(failure).strip().splitlines()[0]
-        raise UserError(f"{path}: expected the columns item,user,rating,timestamp and no header ({reason})") from None
-    frame = frame.select("user", "item", "timestamp")
-    if frame.is_empty() or sum(frame.null_count().row(0)):
-        found = "is empty" if frame.is_empty() else "a row lacks its item, user or timestamp"
-        raise UserError(f"{path}: {found}; expected rows of item,user,rating,timestamp")
-    return frame
-
-
-def read_metadata(path, wanted):
-    """Read the cleaned texts of the wanted items: title, category and brand, a sentence each.
-
-    Args:
-        path (str): JSON lines, gzipped where the name ends in `.gz`.
-        wanted (set of str): raw item ids; others are skipped.
-
-    Returns:
-        dict: raw item id -> text; '' where all three fields are empty. Of two entries the first counts.
-
-    Raises:
-        UserError: the file is missing or damaged, or a line is no JSON object with an `asin`.
-    """
-    _check_file(path)
-    texts = {}
-    number = 0  # of the last line that could be read
-    try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
-            for line in file:
-                number += 1
-                if line.isspace():
-                    continue
-                entry = json.loads(line)
-                item = entry["asin"]
-                if item in wanted and item not in texts:
-                    # `categories` is what the 2014 edition calls the field
-                    category = entry.get("category") or entry.get("categories")
-                    texts[item] = clean_text([entry.get("title"), category, entry.get("brand")])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise UserError(f"{path}: line {number}: expected a JSON object with an asin; mend the line") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as failure:
-        raise UserError(f"{path}: is damaged after line {number} ({failure}); download it again") from None
-    return texts
-
-
-def _check_file(path):
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file; give --input_path, or both --ratings and --metadata")
-
-
-def find_files(dataset, input_path):
-    """The ratings and the metadata file of a data set, by its short or full name, in the layout of the download."""
-    if dataset not in FULL_NAMES and dataset not in FULL_NAMES.values():
-        hint = did_you_mean(dataset, FULL_NAMES) or f"; expected one of {', '.join(FULL_NAMES)}"
-        raise UserError(f"--dataset {dataset}: no such Amazon category{hint}")
-    full_name = FULL_NAMES.get(dataset, dataset)
-    return (
-        os.path.join(input_path, "Ratings", f"{full_name}.csv"),
-        os.path.join(input_path, "Metadata", f"meta_{full_name}.json.gz"),
+    ratings, metadata, edition = source_files(options)
+    malformed = [Malformed(path, options.max_malformed) for path in (ratings, metadata)]
+    fields = [name.strip() for name in options.text_fields.split(",")]
+    names = [OTHER_NAMES.get(field, [field]) for field in fields]
+    if options.text_fields != TEXT_FIELDS:
+        _check_fields(metadata, fields, names)
+    items = ["parent_asin", "asin"] if edition == "2023" else ["asin"]
+    make_text = functools.partial(item_text, style=options.text_style)
+    process(
+        options,
+        lambda: read_ratings(ratings, edition, malformed[0]),
+        text_reader(metadata, items, names, malformed[1], make_text, literals=edition == "2014"),
+        malformed,
+        {"command": "process_amazon", "edition": edition, "text_fields": fields},
     )
+
+
+def read_ratings(path, edition, malformed):
+    """Read the ratings of an edition (`2014`, `2018`, `2023`).
+
+    Returns:
+        Interactions: timestamps are whole numbers, seconds or, in 2023, milliseconds.
+
+    Raises:
+        UserError: the file is missing, empty or damaged, or too many rows are malformed.
+    """
+    header = None if edition == "2023" else COLUMNS[edition]
+    user, item = ("user_id", "parent_asin") if header is None else ("user", "item")
+    if header is None and table_kind(path) == "csv":
+        check_columns(path, [user, item, "timestamp"], separator=",")
+    parse = [
+        pl.col(user).alias("user"),
+        pl.col(item).alias("item"),
+        pl.col("timestamp").cast(pl.Int64, strict=False),
+    ]
+    frames = read_table(
+        path, [user, item, "timestamp"], parse, malformed, header=header, separator=",", quoted=header is None
+    )
+    checked = itertools.chain(frames, _then(lambda: malformed.check(f"{user}, {item} and a whole-number timestamp")))
+    return Interactions.collect(checked, path)
+
+
+def _then(action):
+    """An empty generator that does something when it is its turn."""
+    action()
+    yield from ()
+
+
+def source_files(options):
+    """The ratings, the metadata and the edition that the options name.
+
+    Raises:
+        UserError: the options contradict each other, or no such files are there.
+    """
+    given = (options.ratings, options.metadata)
+    if not any(given):
+        return find_files(options.dataset, options.input_path or RAW, options.edition)
+    if options.input_path or not all(given):
+        raise UserError("expected either --input_path, or both --ratings and --metadata")
+    return *given, options.edition or _edition_by_name(options.ratings)
+
+
+def find_files(dataset, input_path, edition=None):
+    """The ratings and metadata of a category, by its short or full name: (ratings, metadata, edition)."""
+    if not os.path.isdir(input_path):
+        raise UserError(f"--input_path {input_path}: no such folder; expected the one with Amazon's files")
+    names = list(dict.fromkeys([FULL_NAMES.get(dataset, dataset), dataset]))
+    looked_for = []
+    for each in [edition] if edition else RATINGS:
+        found = [_first_file(input_path, patterns[each], names, looked_for) for patterns in (RATINGS, METADATA)]
+        if all(found):
+            return *found, each
+    hint = did_you_mean(dataset, FULL_NAMES) if dataset not in FULL_NAMES else ""
+    raise UserError(
+        f"{input_path}: no ratings and metadata of {dataset} there{hint}; looked for {', '.join(looked_for[:2])}, ...; "
+        "give the right --dataset, or name the files with --ratings and --metadata"
+    )
+
+
+def _first_file(folder, patterns, names, looked_for):
+    """The first file that is there, in the folder or, without their own folder's name, directly in it."""
+    for name, pattern in itertools.product(names, patterns):
+        for relative in dict.fromkeys([pattern.format(name), os.path.basename(pattern.format(name))]):
+            if os.path.isfile(path := os.path.join(folder, relative)):
+                return path
+            looked_for.append(relative)
+    return None
+
+
+def _edition_by_name(ratings):
+    """2014: `ratings_X.csv`; 2023: JSON lines, or a header that names `parent_asin`; else 2018."""
+    if os.path.basename(ratings).startswith("ratings_"):
+        return "2014"
+    if table_kind(ratings) == "json":
+        return "2023"
+    try:
+        check_columns(ratings, ["parent_asin"], separator=",")
+        return "2023"
+    except UserError:
+        return "2018"  # what is wrong with the file itself is found when it is read
+
+
+def _check_fields(metadata, fields, names):
+    """Fields that were asked for by name must occur, under one of their names."""
+    for field, others in zip(fields, names, strict=True):
+        for other in others:
+            try:
+                check_columns(metadata, [other])
+                break
+            except UserError as mistake:
+                missing = mistake
+        else:
+            raise UserError(f"--text_fields {field}: {missing}")
 
 
 def _parser():
     parser = argparse.ArgumentParser(description="Amazon ratings and metadata to a data set in the published layout.")
     parser.add_argument("--dataset", required=True, metavar="NAME",
-                        help=f"any name; with --input_path one of {', '.join(FULL_NAMES)}")  # fmt: skip
-    parser.add_argument("--input_path", metavar="DIR", help="folder with Ratings/ and Metadata/")
-    parser.add_argument("--ratings", metavar="FILE", help="CSV: item,user,rating,timestamp, no header")
+                        help=f"a category: {', '.join(FULL_NAMES)}, or a full name; "
+                             "any name with --ratings and --metadata")  # fmt: skip
+    parser.add_argument("--input_path", metavar="DIR",
+                        help="folder with the files as downloaded (default: dataset/raw of the project)")  # fmt: skip
+    parser.add_argument("--ratings", metavar="FILE", help="instead of --input_path, with --metadata")
     parser.add_argument("--metadata", metavar="FILE", help="JSON lines, .gz or plain")
-    parser.add_argument("--output_path", default=os.path.join(PROJECT, "dataset", "downstream"), metavar="DIR",
-                        help="default: dataset/downstream of the project")  # fmt: skip
-    parser.add_argument("--user_k", type=int, default=5, help="fewest interactions of a user (default: 5)")
-    parser.add_argument("--item_k", type=int, default=5, help="fewest interactions of an item (default: 5)")
+    parser.add_argument("--edition", choices=sorted(COLUMNS | RATINGS), help="default: by the names of the files")
+    parser.add_argument("--text_fields", default=TEXT_FIELDS, metavar="A,B,C",
+                        help=f"fields of the metadata that make up the text (default: {TEXT_FIELDS})")  # fmt: skip
+    add_processing_options(parser)
     return parser
 
 
 def main(argv):
     """The command; see the top of the file."""
-    options = _parser().parse_args(argv)
-    ratings, metadata = options.ratings, options.metadata
-    if options.input_path and not (ratings or metadata):
-        ratings, metadata = find_files(options.dataset, options.input_path)
-    elif options.input_path or not (ratings and metadata):
-        raise UserError("expected either --input_path, or both --ratings and --metadata")
-    start = time.perf_counter()
-    summary = process_amazon(options.dataset, ratings, metadata, options.output_path, options.user_k, options.item_k)
-    print(summary_line(options.dataset, summary))
-    print(f"  {os.path.join(options.output_path, options.dataset)} written in {time.perf_counter() - start:.1f} s")
+    process_amazon(_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ sys.path.insert(0, PROJECT)  # so that the script finds `common`, from whatever 
 import polars as pl  # noqa: E402
 
 from common.errors import UserError, run_command  # noqa: E402
-from dataset.preprocessing.splits import write_splits  # noqa: E402
+from dataset.preprocessing.interactions import Interactions  # noqa: E402
+from dataset.preprocessing.splits import Rules, write_data_set  # noqa: E402
 
 SOURCE_DOMAINS = ("Action", "Comedy", "Other")
 TARGET_DOMAIN = "Drama"
@@ -40,7 +41,7 @@ def process_movielens(output_path, user_k=5, item_k=5, source=None):
         source (str, optional): folder with `ml-100k.inter` and `ml-100k.item`; default: in the installed RecBole.
 
     Returns:
-        dict: name of the domain -> what `write_splits` returns; sources first, the target last.
+        dict: name of the domain -> its description; sources first, the target last.
 
     Raises:
         UserError: RecBole or its copy of MovieLens is not there.
@@ -55,7 +56,14 @@ def process_movielens(output_path, user_k=5, item_k=5, source=None):
     for domain in (*SOURCE_DOMAINS, TARGET_DOMAIN):
         texts = films.filter(pl.col("domain") == domain).select("item", "text")
         rows = interactions.join(texts, on="item", how="semi", maintain_order="left")
-        written[domain] = write_splits(rows, texts, os.path.join(output_path, "downstream"), domain, user_k, item_k)
+        written[domain] = write_data_set(
+            domain,
+            os.path.join(output_path, "downstream"),
+            Interactions.collect([rows], source),
+            lambda items, wanted, texts=texts: texts,
+            Rules(user_k, item_k),
+            lambda: {"options": {"command": "process_movielens"}},
+        )
     return written
 
 

@@ -13,56 +13,72 @@ from common.errors import UserError
 # id would be the alternative, but a language model reads meaning into the letters of an id where there is none.
 UNKNOWN_TEXT = "unknown item."
 
+TEXT_STYLES = ("clean", "published")
 TEXT_HEADER = "item_id:token\ttext:token_seq"
 
 _HIDDEN = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+_QUOTES_AND_BREAKS = re.compile(r'["\r\n]')
+_PUBLISHED_LIMIT = 2000  # letters of a field
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")  # a letter must follow: "fits < 3 inches and > 2" is no tag
 
 
-def clean_sentence(raw):
-    """One field of an item's metadata as one sentence.
-
-    HTML entities are resolved, tags removed, line breaks and runs of blanks become one blank, and the sentence ends in
-    exactly one full stop.
+def item_text(fields, style="clean"):
+    """The text of an item: its fields, each a sentence, in their order.
 
     Args:
-        raw (str, list or None): lists, nested or not, are joined by blanks; None is empty.
+        fields (list of str or None): None where the item has no such field.
+        style (str): `clean`: HTML entities are resolved, tags removed, line breaks and runs of blanks become one blank,
+            every sentence ends in exactly one full stop, empty ones are skipped. `published`: letter by letter what the
+            published code writes, oddities included (see `published_sentence`).
 
     Returns:
         str: '' where nothing is left.
     """
-    text = html.unescape(" ".join(_flatten(raw)))
-    text = _TAG.sub(" ", _HIDDEN.sub(" ", text))
+    if style == "published":
+        return "".join(f"{published_sentence(field)} " for field in fields if field is not None)
+    sentences = (clean_sentence(field) for field in fields if field)
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def clean_sentence(field):
+    """One field of an item's metadata (str) as one sentence; '' where nothing is left."""
+    text = html.unescape(field)
+    if "<" in text:
+        text = _TAG.sub(" ", _HIDDEN.sub(" ", text))
     text = " ".join(text.split()).rstrip(" .")
     return f"{text}." if text else ""
 
 
-def clean_text(fields):
-    """The text of an item: its fields, each a cleaned sentence, joined by blanks; empty fields are skipped."""
-    sentences = (clean_sentence(field) for field in fields)
-    return " ".join(sentence for sentence in sentences if sentence)
+def published_sentence(field):
+    """One field as in the published texts, so that published features can be made again.
+
+    Entities are resolved; double quotes and line breaks vanish without a blank in their place; full stops at the end
+    become one, unless a blank follows them or there is nothing else; 2000 letters or more become none. Tags stay.
+    """
+    text = _QUOTES_AND_BREAKS.sub("", html.unescape(field))
+    stops = len(text) - len(text.rstrip("."))
+    text = f"{text[: len(text) - min(stops, max(0, len(text) - 1))]}."
+    return "" if len(text) >= _PUBLISHED_LIMIT else text
 
 
-def _flatten(raw):
-    """Every string inside `raw`, in order, however deep the lists."""
-    if raw is None:
-        return
-    if isinstance(raw, list | tuple):
-        for part in raw:
-            yield from _flatten(part)
-    else:
-        yield str(raw)
+def has_words(text):
+    """Whether there is more to a text than blanks and full stops."""
+    return bool(text.strip(" ."))
 
 
-def drop_words(texts, ratio, seed):
-    """Texts with words left out at random: the second view of an item (`feat2`).
+_DRAWN_AT_ONCE = 1 << 20
+
+
+def drop_words(texts, ratio, seed, variant=1):
+    """Texts with words left out at random: further views of an item (`feat2`, `feat3`, ...).
 
     Each word goes with probability `ratio`, independently. A text that would lose every word keeps one, drawn evenly.
 
     Args:
         texts (list of str): the result depends on their order as well as on the seed.
         ratio (float): 0 <= ratio < 1.
-        seed (int).
+        seed (int): from 0 on.
+        variant (int): from 1 on; another one is another draw, of the same seed.
 
     Returns:
         list of str, as long as `texts`.
@@ -71,18 +87,22 @@ def drop_words(texts, ratio, seed):
         UserError: the ratio or the seed is out of range.
     """
     if not 0 <= ratio < 1:
-        raise UserError(f"word_drop: found {ratio}, expected a number from 0 (keep every word) to below 1")
+        raise UserError(f"--word_drop_ratio {ratio}: expected a number from 0 (keep every word) to below 1")
     if seed < 0:
-        raise UserError(f"seed: found {seed}, expected a whole number from 0")
-    words = [text.split() for text in texts]
-    ends = np.cumsum([len(each) for each in words], dtype=np.int64)
-    generator = np.random.default_rng(seed)
-    keep = generator.random(int(ends[-1]) if len(ends) else 0) >= ratio
-    rescue = generator.random(len(words))  # drawn for every text, so that one text's fate does not move the others'
+        raise UserError(f"--seed {seed}: expected a whole number from 0 on")
+    lengths = np.fromiter((len(text.split()) for text in texts), np.int64, len(texts))
+    ends = np.cumsum(lengths)
+    generator = np.random.default_rng(seed if variant == 1 else [seed, variant])
+    keep = np.empty(lengths.sum(), bool)
+    for start in range(0, len(keep), _DRAWN_AT_ONCE):  # the same numbers as of one draw, without 8 bytes for each word
+        part = keep[start : start + _DRAWN_AT_ONCE]
+        part[:] = generator.random(len(part)) >= ratio
+    rescue = generator.random(len(texts))  # drawn for every text, so that one text's fate does not move the others'
     dropped = []
-    for each, end, luck in zip(words, ends, rescue, strict=True):
-        kept = [word for word, stays in zip(each, keep[end - len(each) : end], strict=True) if stays]
-        dropped.append(" ".join(kept or each[int(luck * len(each)) :][:1]))
+    for text, end, length, luck in zip(texts, ends, lengths, rescue, strict=True):
+        words = text.split()
+        kept = [word for word, stays in zip(words, keep[end - length : end], strict=True) if stays]
+        dropped.append(" ".join(kept or words[int(luck * length) :][:1]))
     return dropped
 
 
@@ -131,8 +151,15 @@ def read_item_order(path):
 
 
 def texts_sha256(texts):
-    """One checksum for a list of texts, so that features can be matched with the texts that they were made from."""
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    """One checksum for the texts of all items, so that features can be matched with the texts that they were made from.
+
+    Args:
+        texts (iterable of str): in the order of the items; blanks around them do not count.
+    """
+    checksum = hashlib.sha256()
+    for number, text in enumerate(texts):
+        checksum.update(f"{chr(10) if number else ''}{text.strip()}".encode())
+    return checksum.hexdigest()
 
 
 def _read_lines(path, remedy):

@@ -9,17 +9,19 @@ linked beside the mixture as `Toys.feat1Mean` and so on; run the command again w
 import argparse
 import glob
 import os
+import re
 import shutil
 import sys
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, PROJECT)  # so that the script finds `common`, from whatever folder it is started
 
-from common.errors import UserError, did_you_mean, run_command  # noqa: E402
-from common.files import atomic_path  # noqa: E402
-from dataset.preprocessing.splits import INTER_HEADER  # noqa: E402
+import polars as pl  # noqa: E402
 
-SPLITS = ("train", "valid", "test")
+from common.errors import UserError, did_you_mean, run_command  # noqa: E402
+from common.files import read_json, staged_folder, write_json, writing  # noqa: E402
+from dataset.preprocessing.splits import INTER_HEADER, SPLITS, check_name, tab_separated  # noqa: E402
+from dataset.preprocessing.tables import Malformed, read_table  # noqa: E402
 
 
 def write_mixture(datasets, input_path, output_path, name=None):
@@ -32,7 +34,8 @@ def write_mixture(datasets, input_path, output_path, name=None):
         name (str, optional): of the mixture. Default: the first letters of the data sets, joined.
 
     Returns:
-        dict: `name`; `rows`, the number of rows of each split; `features`, the names of the linked files.
+        dict: the mixture's description, also written as NAME.json: `name`; `domains`, what is known of each data set;
+        `rows` of each split; `features`, the names of the linked files.
 
     Raises:
         UserError: a data set or a file of it is missing, is named twice or cannot be read; or OUTPUT_PATH/NAME holds
@@ -40,14 +43,28 @@ def write_mixture(datasets, input_path, output_path, name=None):
     """
     _check_names(datasets, input_path)
     name = name or "".join(dataset[0] for dataset in datasets)
+    check_name(name)
     folder = os.path.join(output_path, name)
-    stem = os.path.join(folder, name)
-    _refuse_other_mixture(stem, datasets)
-    # First, as it says whose folder this is: after a crash the same command may finish it, and no other.
-    with atomic_path(f"{stem}.pt_datasets") as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(f"{','.join(datasets)}\n")
-    rows = {split: _write_split(f"{stem}.{split}.inter", datasets, input_path, split) for split in SPLITS}
-    return {"name": name, "rows": rows, "features": _link_features(datasets, input_path, folder)}
+    _refuse_other_mixture(os.path.join(folder, name), datasets)
+    domains = [_domain(dataset, input_path) for dataset in datasets]
+    with staged_folder(folder) as staging:
+        stem = os.path.join(staging, name)
+        with writing(folder):
+            with open(f"{stem}.pt_datasets", "w", encoding="utf-8") as file:
+                file.write(f"{','.join(datasets)}\n")
+            rows = {split: _write_split(f"{stem}.{split}.inter", datasets, input_path, split) for split in SPLITS}
+            linked = _link_features(datasets, input_path, folder, staging)
+        description = {"name": name, "domains": domains, "rows": rows, "features": linked}
+        write_json(f"{stem}.json", description)
+    return description
+
+
+def _domain(dataset, input_path):
+    """What the mixture's description says of one of its data sets; `texts_sha256` lets features be matched with it."""
+    path = os.path.join(input_path, dataset, f"{dataset}.json")
+    described = read_json(path) if os.path.isfile(path) else {}
+    known = ("users", "items", "interactions", "texts_sha256")
+    return {"name": dataset} | {key: described[key] for key in known if key in described}
 
 
 def _check_names(datasets, input_path):
@@ -82,49 +99,41 @@ def _refuse_other_mixture(stem, datasets):
 
 def _write_split(path, datasets, input_path, split):
     """Write one `.inter` file of the mixture; returns its number of rows."""
+    columns = INTER_HEADER.split("\t")
     rows = 0
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as output:
-        output.write(f"{INTER_HEADER}\n")
+    with open(path, "wb") as output:
+        output.write(f"{INTER_HEADER}\n".encode())
         for domain, dataset in enumerate(datasets):
             source = os.path.join(input_path, dataset, f"{dataset}.{split}.inter")
-            with open(source, encoding="utf-8") as lines:
-                next(lines, None)  # the header
-                for number, line in enumerate(lines, start=2):
-                    output.write(_with_domain(line, domain, source, number))
-                    rows += 1
+            malformed = Malformed(source, 0.0)
+            ids = [
+                (f"{domain}-" + pl.col(column).str.replace_all(" ", f" {domain}-", literal=True)).alias(column)
+                for column in columns
+            ]
+            for part in read_table(source, columns, ids, malformed, separator="\t", quoted=False):
+                output.write(tab_separated(part))
+            malformed.check("a user, a history and an item, separated by tabs")
+            rows += malformed.rows
     return rows
 
 
-def _with_domain(line, domain, source, number):
-    """One row with `domain-` before each of its ids."""
-    fields = line.rstrip("\n").split("\t")
-    if len(fields) != 3:
-        raise UserError(f"{source}: line {number}: found {len(fields)} columns, expected 3 separated by tabs")
-    user, sequence, target = fields
-    sequence = " ".join([f"{domain}-{item}" for item in sequence.split()])
-    return f"{domain}-{user}\t{sequence}\t{domain}-{target}\n"
+def _link_features(datasets, input_path, folder, staging):
+    """Make links in `staging` to each data set's feature files and their descriptions; returns the names of the links.
 
-
-def _link_features(datasets, input_path, folder):
-    """Link each data set's feature files and their descriptions into `folder`; returns the names of the links."""
+    They are relative to `folder`, where they will end up, so that the whole data folder can be moved.
+    """
     linked = []
     for dataset in datasets:
         source_folder = os.path.join(input_path, dataset)
         for file in sorted(os.listdir(source_folder)):
-            if file.startswith((f"{dataset}.feat1", f"{dataset}.feat2")):
-                _link_or_copy(os.path.join(source_folder, file), os.path.join(folder, file))
+            if re.match(re.escape(dataset) + r"\.feat\d", file):
+                source = os.path.realpath(os.path.join(source_folder, file))
+                try:
+                    os.symlink(os.path.relpath(source, os.path.realpath(folder)), os.path.join(staging, file))
+                except OSError:  # where links cannot be made
+                    shutil.copyfile(source, os.path.join(staging, file))
                 linked.append(file)
     return linked
-
-
-def _link_or_copy(source, target):
-    """A relative symbolic link, so that the whole data folder can be moved; a copy where links cannot be made."""
-    with atomic_path(target) as temporary:
-        os.unlink(temporary)
-        try:
-            os.symlink(os.path.relpath(os.path.realpath(source), os.path.realpath(os.path.dirname(target))), temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
 
 
 def _parser():

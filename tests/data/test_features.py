@@ -190,3 +190,27 @@ def test_a_missing_folder_names_those_that_are_there(tmp_path):
     write_downstream(tmp_path)
     with pytest.raises(UserError, match="Smal: no such data set .found Small"):
         open_catalogue(str(tmp_path / "Smal"), "Smal", "auto", None, 24)
+
+
+def test_features_of_other_texts_are_refused(tmp_path, mix):
+    """Processed again, a data set may have as many items as before, but others."""
+    write_downstream(tmp_path)
+    for name, domain in (("Small", "Small"), ("Mix", "Domain1")):
+        folder = tmp_path / name
+        size = os.path.getsize(folder / f"{domain}.feat1CLS")
+        about = {"width": 24, "items": size // 96, "dtype": "float32", "texts_sha256": "old"}
+        (folder / f"{domain}.feat1CLS.json").write_text(json.dumps(about))
+        stage = ("auto", None, 24)
+        open_catalogue(str(folder), name, *stage)  # no description of the data set: taken as it is
+        for told, fits in (("old", True), ("new", False)):
+            part = {"name": domain, "texts_sha256": told}
+            description = part if name == domain else {"name": name, "domains": [part]}
+            (folder / f"{name}.json").write_text(json.dumps(description))
+            if fits:
+                open_catalogue(str(folder), name, *stage)
+            else:
+                with pytest.raises(UserError, match=f"{domain}.feat1CLS: was made from other .* -d {domain}"):
+                    open_catalogue(str(folder), name, *stage)
+        (folder / f"{name}.json").write_text("[]")
+        with pytest.raises(UserError, match="expected a description"):
+            open_catalogue(str(folder), name, *stage)

@@ -3,7 +3,14 @@
 import pytest
 
 from common.errors import UserError
-from dataset.preprocessing.texts import clean_sentence, clean_text, drop_words, read_item_order, read_texts
+from dataset.preprocessing.texts import (
+    clean_sentence,
+    drop_words,
+    item_text,
+    published_sentence,
+    read_item_order,
+    read_texts,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,9 +27,7 @@ from dataset.preprocessing.texts import clean_sentence, clean_text, drop_words, 
         ("Fits < 3 inches and > 2", "Fits < 3 inches and > 2."),
         ("<style>.a { color: red }</style>Lamp<!-- old -->", "Lamp."),
         ('12" ruler', '12" ruler.'),
-        (["Home", ["Kitchen", None], []], "Home Kitchen."),
         ("", ""),
-        (None, ""),
         ("...", ""),
         ("x" * 3000, "x" * 3000 + "."),
     ],
@@ -31,10 +36,31 @@ def test_clean_sentence(raw, clean):
     assert clean_sentence(raw) == clean
 
 
-def test_clean_text_joins_title_category_and_brand_and_skips_empty_fields():
-    assert clean_text(["Spoon", ["Home", "Kitchen"], "Acme"]) == "Spoon. Home Kitchen. Acme."
-    assert clean_text(["Spoon", [], ""]) == "Spoon."
-    assert clean_text([None, None, None]) == ""
+@pytest.mark.parametrize(
+    ("raw", "published"),
+    [
+        ("Wooden spoon", "Wooden spoon."),
+        ("Wooden spoon....", "Wooden spoon."),
+        ("...", ".."),
+        (".", ".."),
+        ("", "."),
+        ("abc. ", "abc. ."),
+        ("a\nb\r\nc", "abc."),
+        ('12" &quot;ruler&quot; &amp; pen', "12 ruler & pen."),
+        ("<b>Bold</b>", "<b>Bold</b>."),
+        ("x" * 1998, "x" * 1998 + "."),
+        ("x" * 1999, ""),
+    ],
+)
+def test_published_sentence(raw, published):
+    assert published_sentence(raw) == published
+
+
+def test_item_text_joins_title_category_and_brand():
+    assert item_text(["Spoon", "Home Kitchen", "Acme"]) == "Spoon. Home Kitchen. Acme."
+    assert item_text(["Spoon", None, " . "]) == "Spoon."
+    assert item_text([None, "", None]) == ""
+    assert item_text(["Spoon", None, ""], "published") == "Spoon. . "
 
 
 def test_drop_words_is_seeded_and_drops_about_the_asked_share():

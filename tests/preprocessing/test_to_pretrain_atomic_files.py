@@ -1,22 +1,21 @@
 """Mixtures: ids, the list of domains, links to features, refusal to overwrite."""
 
+import json
 import os
 
-import polars as pl
 import pytest
 
 from common.errors import UserError
-from dataset.preprocessing.splits import write_splits
 from dataset.preprocessing.to_pretrain_atomic_files import main, write_mixture
+from tests.preprocessing.shops import sequence, write
 
 
 @pytest.fixture
 def downstream(tmp_path):
     """Three data sets of one user and four items each; the first two have features."""
     folder = tmp_path / "downstream"
-    rows = pl.DataFrame({"user": ["u"] * 4, "item": list("abcd"), "timestamp": [1, 2, 3, 4]})
     for name in ("Sports", "Toys", "Tools"):
-        write_splits(rows, {item: item for item in "abcd"}, str(folder), name)
+        write(folder, sequence("u", "abcd"), name=name)
     for name in ("Sports", "Toys"):
         for end in ("feat1Mean", "feat2Mean", "feat1Mean.json", "feat2Mean.json"):
             (folder / name / f"{name}.{end}").write_text(f"{name} {end}")
@@ -36,6 +35,23 @@ def test_ids_and_domains(downstream, tmp_path):
     )
 
 
+def test_the_description_names_the_texts_of_every_domain(downstream, tmp_path):
+    write_mixture(["Toys", "Sports"], downstream, str(tmp_path / "pretrain"))
+    description = json.loads((tmp_path / "pretrain/TS/TS.json").read_text())
+    assert [domain["name"] for domain in description["domains"]] == ["Toys", "Sports"]
+    toys = json.loads((tmp_path / "downstream/Toys/Toys.json").read_text())
+    assert description["domains"][0]["texts_sha256"] == toys["texts_sha256"]
+    assert description["domains"][0]["items"] == 4
+
+
+def test_damaged_rows_leave_nothing_behind(downstream, tmp_path):
+    with open(os.path.join(downstream, "Toys", "Toys.test.inter"), "a") as file:
+        file.write("only one field\n")
+    with pytest.raises(UserError, match=r"Toys\.test\.inter: 1 of 2 rows are malformed, line 3: .*separated by tabs"):
+        write_mixture(["Sports", "Toys"], downstream, str(tmp_path / "pretrain"))
+    assert not (tmp_path / "pretrain" / "ST").exists()
+
+
 def test_features_are_linked_and_the_folder_can_be_moved(downstream, tmp_path):
     mixture = write_mixture(["Sports", "Toys"], downstream, str(tmp_path / "pretrain"))
     assert len(mixture["features"]) == 8
@@ -43,7 +59,7 @@ def test_features_are_linked_and_the_folder_can_be_moved(downstream, tmp_path):
     assert not os.path.isabs(os.readlink(link))
     assert link.read_text() == "Toys feat1Mean"
     write_mixture(["Sports", "Toys"], downstream, str(tmp_path / "pretrain"))  # again: the same mixture is welcome
-    assert len(os.listdir(tmp_path / "pretrain" / "ST")) == 4 + 8
+    assert len(os.listdir(tmp_path / "pretrain" / "ST")) == 5 + 8
 
 
 def test_features_are_copied_where_links_cannot_be_made(downstream, tmp_path, monkeypatch):
