@@ -84,14 +84,13 @@ def staged_folder(folder):
     For files that belong together: a failure while they are written leaves all old ones as they were.
 
     Args:
-        folder (str): is made if it is not there, and removed again after a failure if it was made and is empty.
+        folder (str): is made if it is not there, with those above it; after a failure what was made and is empty goes.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
     """
     folder = os.path.abspath(folder)
-    made = not os.path.isdir(folder)
-    staging = None
+    made, staging = _missing_folders(folder), None
     try:
         with writing(folder):
             os.makedirs(folder, exist_ok=True)
@@ -102,9 +101,18 @@ def staged_folder(folder):
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-        if made:
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)  # only if nothing has come into it
+        with contextlib.suppress(OSError):
+            for each in made:  # only those that nothing has come into
+                os.rmdir(each)
+
+
+def _missing_folders(folder):
+    """The folder and those above it that are not there, the innermost first."""
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    return missing
 
 
 def write_json(path, content):

@@ -4,7 +4,7 @@ import os
 import time
 
 from dataset.preprocessing.encoding_options import add_encoding_options, check_encoding_options, encode_as_asked
-from dataset.preprocessing.splits import MISSING_TEXT, Rules, report, source_entry, write_data_set
+from dataset.preprocessing.splits import MISSING_TEXT, Rules, check_name, report, source_entry, write_data_set
 from dataset.preprocessing.tables import MAX_MALFORMED
 from dataset.preprocessing.texts import TEXT_STYLES
 
@@ -42,6 +42,7 @@ def process(options, read_interactions, read_texts, malformed, recorded, left_ou
     """
     rules = Rules(options.user_k, options.item_k, options.missing_text, **rules)
     rules.check()
+    check_name(options.dataset)
     check_encoding_options(options)
 
     def made_from():

@@ -94,7 +94,7 @@ def encode_dataset(
     views = in_step(_views, texts, word_drop_ratio, variants, seed)
     model = in_step(Encoder, encoder, pooling, batch_tokens, gpu_id, precision)
 
-    work = TokenisedTexts([text for view in views for text in view], model)
+    work = TokenisedTexts([text for view in views for text in view], model, progress)
     shards = Shards(os.path.join(path, name, f".{name}.{model.pooling}.shards"), model, work)
     in_step(lambda: shards.prepare() if is_main() else None)
     in_step(shards.encode_missing, progress)

@@ -16,12 +16,12 @@ import shutil
 import sys
 import time
 
-import huggingface_hub
 import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
 from tqdm import tqdm
+from transformers.utils.hub import HfApi  # knows the user's proxies and tokens
 
 from common.errors import UserError, did_you_mean
 from common.files import atomic_path, file_sha256, read_json, write_json
@@ -92,14 +92,19 @@ class Encoder:
             _weights_to_bf16(model)
         self._model = model.to(self.device)
 
-    def tokenise(self, texts):
+    def tokenise(self, texts, progress=False):
         """Token ids of texts, as flat arrays: lists of Python lists would take ten times the memory.
+
+        Args:
+            texts (list of str): n texts.
+            progress (bool): show a bar where stderr is a terminal.
 
         Returns:
             (ids, ends): int32 [tokens of all texts, end to end]; int64 [n], where each text ends.
         """
         parts, lengths = [np.empty(0, np.int32)], []
-        for start in range(0, len(texts), TOKENISED_AT_ONCE):
+        starts = range(0, len(texts), TOKENISED_AT_ONCE)
+        for start in tqdm(starts, "tokenising", leave=False, disable=None if progress and is_main() else True):
             some = texts[start : start + TOKENISED_AT_ONCE]
             ids = self._tokenizer(
                 some,
@@ -291,10 +296,10 @@ def _load_from_hub(encoder, name):
     with contextlib.suppress(UserError):
         return _load(encoder, name, local=True, problem="")
     problem = "no such folder, and cannot be loaded from the Hugging Face hub"
-    remedy = "; take --plm_name minilm, which is installed, or a local folder"
+    remedy = "; take --plm_name minilm, which needs no network, or a local folder"
     try:
         # One question first: on its own, loading asks an unreachable hub for over a minute.
-        huggingface_hub.HfApi().model_info(name, timeout=HUB_SECONDS)
+        HfApi().model_info(name, timeout=HUB_SECONDS)
     except Exception as failure:  # any of the errors of three libraries
         raise UserError(f"encoder {encoder}: {problem} ({_first_line(failure)}){remedy}") from failure
     return _load(encoder, name, local=False, problem=problem)
@@ -337,8 +342,12 @@ def encode(texts, encoder="minilm", pooling=None, batch_tokens=None, gpu_id=None
     Raises:
         UserError: the encoder cannot be loaded or used, or an option is out of range.
     """
-    model = Encoder(encoder, pooling, batch_tokens, gpu_id, precision)
-    work = TokenisedTexts(texts, model)
+    return encode_with(Encoder(encoder, pooling, batch_tokens, gpu_id, precision), texts, progress)
+
+
+def encode_with(model, texts, progress=False):
+    """`encode` with a model that is loaded already (Encoder)."""
+    work = TokenisedTexts(texts, model, progress)
     vectors = np.empty((work.distinct, model.width), np.float32)
     with contextlib.closing(encode_shards(model, work, range(work.shards), progress)) as parts:
         for _, start, stop, rows in parts:
@@ -355,6 +364,7 @@ class TokenisedTexts:
     Args:
         texts (list of str): n texts.
         encoder (Encoder)
+        progress (bool): see `Encoder.tokenise`.
 
     Attributes:
         rows (int64 [n]): where the distinct text that equals text i stands.
@@ -364,12 +374,12 @@ class TokenisedTexts:
         sha256 (str): of the distinct texts and their token ids, in order.
     """
 
-    def __init__(self, texts, encoder):
+    def __init__(self, texts, encoder, progress=False):
         different = sorted(set(texts))
         place = {text: number for number, text in enumerate(different)}
         alphabetical = np.fromiter((place[text] for text in texts), np.int64, len(texts))
         del place
-        self._ids, self._ends = encoder.tokenise(different)
+        self._ids, self._ends = encoder.tokenise(different, progress)
         lengths = np.diff(self._ends, prepend=0)
         self._order = np.argsort(-lengths, kind="stable")
         self.lengths = lengths[self._order]

@@ -24,7 +24,7 @@ from dataset.preprocessing.item_table import text_reader  # noqa: E402
 from dataset.preprocessing.splits import MIN_INTERACTIONS  # noqa: E402
 from dataset.preprocessing.tables import Malformed, check_columns, read_table  # noqa: E402
 from dataset.preprocessing.texts import item_text  # noqa: E402
-from dataset.preprocessing.times import time_column  # noqa: E402
+from dataset.preprocessing.times import time_column, without_fractions  # noqa: E402
 
 
 def process_custom(options):
@@ -53,6 +53,7 @@ def process_custom(options):
             malformed[1],
             functools.partial(item_text, style=options.text_style),
             all_items=options.all_items,
+            read_id=_id,
             **reading,
         ),
         malformed,
@@ -92,10 +93,12 @@ def read_interactions(path, columns, malformed, timestamp_format=None, **reading
     parse = [_id(user).alias("user"), _id(item).alias("item"), when.alias("timestamp")]
 
     def frames():
-        yield from read_table(path, columns, parse, malformed, **reading)
+        yield from read_table(path, list(dict.fromkeys(columns)), parse, malformed, **reading)
         malformed.check(f"{user}, {item} and {timestamp}")
 
-    return Interactions.collect(frames(), path)
+    rows = Interactions.collect(frames(), path)
+    rows.timestamp = without_fractions(rows.timestamp)
+    return rows
 
 
 def _id(column):

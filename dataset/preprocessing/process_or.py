@@ -46,7 +46,9 @@ def process_or(options):
     left_out = {}
     process(
         options,
-        lambda: read_invoices(path, invoice, malformed, left_out, options.drop_cancellations, encoding=encoding),
+        lambda: read_invoices(
+            path, invoice, malformed, left_out, options.drop_cancellations, options.timestamp_format, encoding=encoding
+        ),
         text_reader(
             path,
             ["StockCode"],
@@ -57,7 +59,12 @@ def process_or(options):
             encoding=encoding,
         ),
         [malformed],
-        {"command": "process_or", "encoding": encoding, "drop_cancellations": options.drop_cancellations},
+        {
+            "command": "process_or",
+            "encoding": encoding,
+            "timestamp_format": options.timestamp_format,
+            "drop_cancellations": options.drop_cancellations,
+        },
         left_out,
     )
 
@@ -77,7 +84,7 @@ def _invoice_column(path, encoding):
         return INVOICE
 
 
-def read_invoices(path, invoice, malformed, left_out, drop_cancellations=False, **reading):
+def read_invoices(path, invoice, malformed, left_out, drop_cancellations=False, timestamp_format=None, **reading):
     """Read who bought what when.
 
     Args:
@@ -86,6 +93,7 @@ def read_invoices(path, invoice, malformed, left_out, drop_cancellations=False, 
         malformed (Malformed): counts the unreadable rows.
         left_out (dict): takes the numbers of rows left out, by reason.
         drop_cancellations (bool): leave out the invoices whose number begins with a C.
+        timestamp_format (str, optional): of dates; see `times.time_column`.
         reading: further arguments of `tables.read_table`.
 
     Returns:
@@ -95,7 +103,8 @@ def read_invoices(path, invoice, malformed, left_out, drop_cancellations=False, 
         UserError: the file is missing, lacks a column, is empty, or too many rows are malformed.
     """
     columns = [invoice, *COLUMNS]
-    when = time_column(path, "InvoiceDate", ambiguous="%m/%d/%Y", **reading)  # Kaggle's way to write a day
+    ambiguous = "%m/%d/%Y"  # Kaggle's way to write a day
+    when = time_column(path, "InvoiceDate", timestamp_format, ambiguous, **reading)
     parse = [
         pl.col(invoice).alias("user"),
         pl.col("StockCode").alias("item"),
@@ -124,6 +133,8 @@ def _parser():
     parser.add_argument("--dataset", default="OR", metavar="NAME", help="name of the data set (default: OR)")
     parser.add_argument("--input_path", required=True, metavar="FILE", help="the CSV file")
     parser.add_argument("--drop_cancellations", action="store_true", help="leave out cancelled invoices")
+    parser.add_argument("--timestamp_format", metavar="FORMAT",
+                        help="such as '%%d.%%m.%%Y %%H:%%M' (default: the form that fits)")  # fmt: skip
     add_processing_options(parser)
     return parser
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from common.errors import UserError, did_you_mean
-from common.files import file_sha256, read_json, staged_folder, write_json, writing
+from common.files import file_sha256, read_json, staged_folder, write_json
 from dataset.preprocessing.interactions import k_core, walk, without_repeats
 from dataset.preprocessing.texts import TEXT_HEADER, has_words, texts_sha256
 
@@ -56,7 +56,7 @@ class Rules:
         for key in ("user_k", "item_k"):
             if getattr(self, key) < 0:
                 raise UserError(f"--{key} {getattr(self, key)}: expected a whole number from 0 on")
-        if min(self.valid_share, self.test_share) <= 0 or self.valid_share + self.test_share >= 1:
+        if not (self.valid_share > 0 and self.test_share > 0 and self.valid_share + self.test_share < 1):
             raise UserError(
                 f"--valid_share {self.valid_share} --test_share {self.test_share}: expected two shares above 0 that "
                 "leave something to train on"
@@ -100,11 +100,10 @@ def write_data_set(name, output_path, interactions, read_texts, rules, made_from
     folder = os.path.join(output_path, name)
     with staged_folder(folder) as staging:
         stem = os.path.join(staging, name)
-        with writing(folder):
-            row_counts, checksums = _write_inter_files(stem, name, ordered, rules)
-            _write_table(f"{stem}.user2index", ordered.users.to_frame("raw").with_row_index("number"))
-            _write_table(f"{stem}.item2index", items.select(raw="item").with_row_index("number"))
-            _write_table(f"{stem}.text", items.select(number="text", raw="item"), TEXT_HEADER)
+        row_counts, checksums = _write_inter_files(stem, name, ordered, rules)
+        _write_table(f"{stem}.user2index", ordered.users.to_frame("raw").with_row_index("number"))
+        _write_table(f"{stem}.item2index", items.select(raw="item").with_row_index("number"))
+        _write_table(f"{stem}.text", items.select(number="text", raw="item"), TEXT_HEADER)
         description = {
             "name": name,
             **made_from(),

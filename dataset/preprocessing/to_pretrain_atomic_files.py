@@ -19,7 +19,7 @@ sys.path.insert(0, PROJECT)  # so that the script finds `common`, from whatever 
 import polars as pl  # noqa: E402
 
 from common.errors import UserError, did_you_mean, run_command  # noqa: E402
-from common.files import read_json, staged_folder, write_json, writing  # noqa: E402
+from common.files import read_json, staged_folder, write_json  # noqa: E402
 from dataset.preprocessing.splits import INTER_HEADER, SPLITS, check_name, tab_separated  # noqa: E402
 from dataset.preprocessing.tables import Malformed, read_table  # noqa: E402
 
@@ -49,11 +49,10 @@ def write_mixture(datasets, input_path, output_path, name=None):
     domains = [_domain(dataset, input_path) for dataset in datasets]
     with staged_folder(folder) as staging:
         stem = os.path.join(staging, name)
-        with writing(folder):
-            with open(f"{stem}.pt_datasets", "w", encoding="utf-8") as file:
-                file.write(f"{','.join(datasets)}\n")
-            rows = {split: _write_split(f"{stem}.{split}.inter", datasets, input_path, split) for split in SPLITS}
-            linked = _link_features(datasets, input_path, folder, staging)
+        with open(f"{stem}.pt_datasets", "w", encoding="utf-8") as file:
+            file.write(f"{','.join(datasets)}\n")
+        rows = {split: _write_split(f"{stem}.{split}.inter", datasets, input_path, split) for split in SPLITS}
+        linked = _link_features(datasets, input_path, folder, staging)
         description = {"name": name, "domains": domains, "rows": rows, "features": linked}
         write_json(f"{stem}.json", description)
     return description

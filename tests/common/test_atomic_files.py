@@ -3,11 +3,12 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
-from common.files import atomic_path, check_can_write, file_sha256, read_json, write_json
+from common.files import atomic_path, check_can_write, file_sha256, read_json, staged_folder, write_json
 
 
 def write(path, text):
@@ -147,3 +148,19 @@ def test_missing_json_is_named(tmp_path):
 def test_sha256_of_a_known_text(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_staged_files_come_together_or_not_at_all(tmp_path):
+    folder = tmp_path / "new" / "deep"
+    with pytest.raises(UserError, match="the disk is full"), staged_folder(str(folder)) as staging:
+        (Path(staging) / "a").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not any(tmp_path.iterdir())
+    with staged_folder(str(folder)) as staging:
+        (Path(staging) / "a").write_text("one")
+        (Path(staging) / "b").write_text("two")
+        assert not (folder / "a").exists()
+    with pytest.raises(KeyError), staged_folder(str(folder)) as staging:
+        (Path(staging) / "a").write_text("three")
+        raise KeyError
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "one", "b": "two"}

@@ -1,0 +1,177 @@
+"""Online Retail, as Kaggle and UCI's workbook give it, to a data set."""
+
+import gzip
+import json
+import os
+
+import pytest
+
+from dataset.preprocessing.process_or import main
+from dataset.preprocessing.texts import read_texts
+
+HEADER = ["InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country"]
+ROWS = [  # invoice, stock code, description, day, hour
+    ("536365", "B", "RED  MUG, £2", "12/1/2010", "8:26"),
+    ("536365", "A", "", "12/1/2010", "8:26"),
+    ("536365", "A", 'Tray 5" WIDE ', "12/1/2010", "8:26"),
+    ("536365", "C", "CAFÉ SIGN", "12/1/2010", "8:26"),
+    ("536366", "C", "cafe sign, old", "12/13/2010", "18:00"),
+    ("536366", "B", "?", "12/13/2010", "9:05"),
+    ("536366", "A", "tray", "12/13/2010", "9:05"),
+    ("C536367", "A", "TRAY", "12/14/2010", "9:05"),
+    ("C536367", "B", "  ", "12/14/2010", "9:05"),
+    ("C536367", "C", "SIGN", "12/14/2010", "9:05"),
+    ("C536367", "D", "DISCOUNT.", "12/14/2010", "9:05"),
+]
+
+
+def quoted(value):
+    return '"{}"'.format(value.replace('"', '""')) if '"' in value or "," in value else value
+
+
+def kaggle(rows=ROWS, header=HEADER):
+    lines = [
+        ",".join(map(quoted, [invoice, code, text, "6", f"{day} {hour}", "2.55", "17850.0", "United Kingdom"]))
+        for invoice, code, text, day, hour in rows
+    ]
+    return "\r\n".join([",".join(header), *lines]) + "\r\n"
+
+
+def workbook(rows=ROWS):
+    """As a spreadsheet in Europe exports the workbook of two years."""
+
+    def moment(day, hour):
+        month, number, year = day.split("/")
+        return f"{year}-{month:0>2}-{number:0>2} {hour:0>5}:00"
+
+    lines = [
+        ";".join([invoice, code, text.replace('"', '""').join('""'), "6", moment(day, hour), "2,55", "", "France"])
+        for invoice, code, text, day, hour in rows
+    ]
+    return "\n".join([";".join(["Invoice", *HEADER[1:5], "Price", "Customer ID", "Country"]), *lines])
+
+
+def run(tmp_path, content, *options, name="data.csv"):
+    """Process a file. Returns the folder, str, of the data set."""
+    path, out = tmp_path / name, tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+    path.write_bytes(content)
+    main(
+        ["--input_path", str(path), "--output_path", str(out), "--user_k=1", "--item_k=1", "--plm_name=none", *options]
+    )
+    return os.path.join(str(out), "OR")
+
+
+def sequences(folder):
+    """Invoice -> its stock codes in order."""
+
+    def raw(end):
+        with open(os.path.join(folder, f"OR.{end}"), encoding="utf-8") as file:
+            return {index: raw for raw, index in (line.rstrip("\n").split("\t") for line in file)}
+
+    users, items = raw("user2index"), raw("item2index")
+    with open(os.path.join(folder, "OR.test.inter"), encoding="utf-8") as file:
+        rows = [line.rstrip("\n").split("\t") for line in file][1:]
+    return {
+        users[user]: "".join(items[item] for item in [*history.split(" "), target]) for user, history, target in rows
+    }
+
+
+def description(folder):
+    with open(os.path.join(folder, "OR.json"), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def test_kaggles_file(tmp_path, capsys):
+    folder = run(tmp_path, kaggle().encode("latin-1"))
+    assert sequences(folder) == {"536365": "BAC", "536366": "BAC", "C536367": "ACD"}
+    texts = {"B": "red mug, £2.", "A": 'tray 5" wide.', "C": "café sign.", "D": "discount."}
+    assert read_texts(f"{folder}/OR.text") == texts
+    about = description(folder)
+    assert about["left_out"] == {"rows without a description": 2, "rows of cancelled invoices": 0}
+    assert about["options"]["encoding"] == "latin-1"
+    assert (about["sources"][0]["rows"], about["sources"][0]["malformed"]) == (11, 0)
+    assert "2 rows without a description left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        kaggle().encode(),
+        kaggle().encode("utf-8-sig"),
+        kaggle().encode("utf-16"),
+        gzip.compress(kaggle().encode()),
+        gzip.compress(kaggle().encode("latin-1")),
+        kaggle().replace(",", "\t").replace('\t £2"', ', £2"').replace("sign\t old", "sign, old").encode("latin-1"),
+        kaggle([(*row[:3], row[3].replace("2010", "10"), row[4]) for row in ROWS]).encode(),
+        kaggle([(*row[:3], row[3].replace("12/1/", "12/01/"), f"{row[4]}:00") for row in ROWS]).encode(),
+        workbook().encode("latin-1"),
+        workbook().encode("utf-8-sig"),
+    ],
+)
+def test_other_forms_give_the_same_data_set(tmp_path, content):
+    expected, found = run(tmp_path, kaggle().encode("latin-1")), run(tmp_path, content)
+    for end in ("text", "item2index", "user2index", "train.inter", "valid.inter", "test.inter"):
+        with open(f"{expected}/OR.{end}", "rb") as first, open(f"{found}/OR.{end}", "rb") as second:
+            assert first.read() == second.read()
+
+
+def test_cancellations_on_demand_are_left_out(tmp_path):
+    folder = run(tmp_path, kaggle().encode("latin-1"), "--drop_cancellations")
+    assert sequences(folder) == {"536365": "BAC", "536366": "BAC"}
+    assert "D" not in read_texts(f"{folder}/OR.text")
+    assert description(folder)["left_out"] == {"rows without a description": 2, "rows of cancelled invoices": 3}
+
+
+def test_published_style(tmp_path):
+    folder = run(tmp_path, kaggle().encode("latin-1"), "--text_style", "published")
+    with open(f"{folder}/OR.text", encoding="utf-8") as file:
+        assert dict(line.rstrip("\n").split("\t") for line in list(file)[1:])["B"] == "red  mug, £2."
+
+
+def test_days_that_may_be_months_are_read_as_kaggle_writes_them(tmp_path):
+    rows = [
+        ("1", "A", "a", "2/1/2010", "0:00"),
+        ("1", "B", "b", "1/3/2010", "0:00"),
+        ("1", "C", "c", "1/2/2010", "0:00"),
+    ]
+    assert sequences(run(tmp_path, kaggle(rows).encode())) == {"1": "CBA"}
+    folder = run(tmp_path, kaggle(rows).encode(), "--timestamp_format", "%d/%m/%Y %H:%M")
+    assert sequences(folder) == {"1": "ACB"}
+    assert description(folder)["options"]["timestamp_format"] == "%d/%m/%Y %H:%M"
+
+
+def test_malformed_rows_are_left_out_only_if_allowed(tmp_path, refused):
+    rows = [*ROWS, ("", "A", "TRAY", "12/1/2010", "9:00"), ("536368", "A", "TRAY", "soon", "9:00")]
+    content = kaggle(rows).encode("latin-1")
+    (tmp_path / "data.csv").write_bytes(content)
+    message = refused(main, "--input_path", tmp_path / "data.csv", "--output_path", tmp_path, "--plm_name=none")
+    assert "2 of 13 rows are malformed, line 13: ',A,TRAY,6,12/1/2010 9:00," in message and "InvoiceNo" in message
+    folder = run(tmp_path, content, "--max_malformed", "0.2")
+    assert sequences(folder) == {"536365": "BAC", "536366": "BAC", "C536367": "ACD"}
+    assert description(folder)["sources"][0]["malformed"] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "first line is empty"),
+        (b"PK\x03\x04\x14\x00\x06\x00" + bytes(99), "binary"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), "no column StockCode"),
+        (gzip.compress(kaggle().encode())[:-20], "damaged"),
+        (b"item,user\n1,2\n", "no column StockCode; found item, user"),
+        (kaggle(header=["InvoiceNr", *HEADER[1:]]).encode(), "no column InvoiceNo; found InvoiceNr"),
+        (kaggle([]).encode(), "holds no timestamp"),
+        (kaggle([(*row[:3], "soon", "") for row in ROWS]).encode(), "'soon' is no timestamp"),
+        (kaggle([(*row[:2], "", *row[3:]) for row in ROWS]).encode(), "holds no interaction"),
+        (kaggle().encode(), "none of the 9 interactions remains"),
+    ],
+)
+def test_wrong_files_are_one_line_and_leave_nothing(tmp_path, refused, content, message):
+    path = tmp_path / "data.csv"
+    if content is not None:
+        path.write_bytes(content)
+    before = sorted(tmp_path.rglob("*"))
+    argv = ["--input_path", path, "--output_path", tmp_path / "out" / "deeper", "--plm_name=none"]
+    assert message in refused(main, *argv)
+    assert sorted(tmp_path.rglob("*")) == before
