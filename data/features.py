@@ -72,7 +72,7 @@ def feature_shape(path, plm_size):
     if not os.path.isfile(path):
         raise UserError(
             f"{path}: no such feature file; encode the item texts first: "
-            f"python dataset/preprocessing/encode_text.py -d {os.path.basename(path).split('.')[0]}"
+            f"python dataset/preprocessing/encode_text.py -d {os.path.basename(path).split('.')[0]} --plm_name minilm"
         )
     description = read_json(f"{path}.json") if os.path.isfile(f"{path}.json") else {}
     if not isinstance(description, dict):
