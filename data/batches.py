@@ -10,7 +10,8 @@ import torch
 
 from data.augment import augment
 
-_BUCKETS = (4, 8, 12, 16, 24, 32, 50)  # sequences of a batch are padded to the longest of their bucket
+# Sequences of a batch are padded to the longest of their bucket. Only attention goes bucket by bucket: many are cheap.
+_BUCKETS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 50)
 
 
 @dataclasses.dataclass

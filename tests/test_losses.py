@@ -6,9 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import losses
 from losses import catalogue_cross_entropy, in_batch_contrastive
 
 T = 0.07
+
+
+@pytest.fixture(params=[losses._LOGITS, 20, 1], autouse=True)
+def logits_at_a_time(request, monkeypatch):
+    """All at once, two or three queries at a time, one at a time: it is all one."""
+    monkeypatch.setattr(losses, "_LOGITS", request.param)
 
 
 def cosine(a, b):

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 
-from data import SequenceBatches, UniSRecDataset
+import unisrec
+from data import SequenceBatches, UniSRecDataset, batches
 from tests.conftest import small_config
 from tests.small_data import write_downstream, write_mixture
-from unisrec import MoEAdaptor, PWLayer, UniSRec
+from unisrec import Dropout, MoEAdaptor, PWLayer, UniSRec
 
 UNCHANGED = {"item_drop_ratio": 0.0, "item_drop_coefficient": 0.5}  # a second view that equals the first
 WINDOW = 8
@@ -96,6 +97,31 @@ def test_the_adaptor_equals_a_loop_over_its_experts():
     for ours, plain in zip(*results, strict=True):
         assert ours.abs().max() > 0.1
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradients_of_experts_with_dropout_equal_autograds(monkeypatch):
+    """The hand-written backward pass, with the same draw of dropout, against the formula left to autograd."""
+    layer = adaptor(noise=False).train()
+    kept = torch.rand(3, 11, 7) > 0.2
+    monkeypatch.setattr(unisrec, "keep_mask", lambda shape, probability, device: kept.view(shape))
+    x = torch.randn(11, 7)
+
+    def plain(asked):
+        gates = torch.softmax(asked @ layer.w_gate, dim=-1)
+        seen = asked * kept / 0.8 - layer.experts.bias[:, None]  # [E, U, D]
+        return torch.einsum("ue,ehd,eud->uh", gates, layer.experts.weight, seen)
+
+    results = []
+    for function in (layer, plain):
+        layer.zero_grad()
+        asked = x.clone().requires_grad_()
+        output = function(asked)
+        (output * torch.arange(55.0).view(11, 5).sin()).sum().backward()
+        parts = [layer.w_gate.grad, layer.experts.weight.grad, layer.experts.bias.grad, asked.grad]
+        results.append([output, *(part.clone() for part in parts)])
+    for ours, others in zip(*results, strict=True):
+        assert others.abs().max() > 0.1
+        torch.testing.assert_close(ours, others, rtol=1e-4, atol=1e-4)
 
 
 def seen_by_experts(layer, x, gates):
@@ -241,10 +267,48 @@ def test_pretraining_reads_features_by_domain_and_view(folder):
     assert calls == [len(distinct)], "each distinct item of a batch is adapted once"
 
 
+# -- dropout and attention -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_dropout_keeps_the_share_and_the_mean(probability):
+    torch.manual_seed(3)
+    layer, x = Dropout(probability), torch.full((300, 700), 2.0, requires_grad=True)
+    dropped = layer(x)
+    assert dropped.unique().tolist() == pytest.approx([0.0, 2 / (1 - probability)])
+    assert (dropped == 0).float().mean().item() == pytest.approx(probability, abs=0.005)
+    dropped.sum().backward()
+    torch.testing.assert_close(x.grad * 2, dropped.detach())
+    assert (layer(x) != dropped).any(), "drawn anew each time"
+    torch.manual_seed(3)
+    assert torch.equal(layer(x), dropped), "torch's seed fixes it"
+    assert layer.eval()(x) is x
+
+
+def test_every_dropout_of_the_model_is_the_fast_one(folder):
+    model, _ = open_model("transductive_ft", folder)
+    found = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert len(found) == 1 + 2 * 3
+    assert all(type(module) is Dropout and module.p == 0.5 for module in found)
+
+
+def test_attention_with_dropout_is_the_one_without_where_nothing_is_dropped(folder):
+    model, dataset = open_model("inductive_ft", folder)
+    batch = one_batch(dataset, "sequences")
+    vectors = [table.detach() for table in model.item_representations(batch.items)]
+    expected = model.encode_scored(vectors, batch.scored)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.p = 1e-9  # above 0, so that attention goes the way of training
+    torch.testing.assert_close(model.encode_scored(vectors, batch.scored), expected, rtol=1e-4, atol=1e-5)
+
+
 # -- padding -------------------------------------------------------------------------------------------------------
 
 
-def test_padding_gets_no_gradient(folder):
+def test_padding_gets_no_gradient(folder, monkeypatch):
+    monkeypatch.setattr(batches, "_BUCKETS", (4, 8))
     model, dataset = open_model("inductive_ft", folder)
     batch = one_batch(dataset, "sequences")
     padded = 0
