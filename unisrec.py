@@ -358,8 +358,12 @@ class UniSRec(AllPositions, SASRec):
         """Cosine with every item, float [B, N + 1]; column = item id, column 0 (padding) is -inf."""
         candidates = self._candidates()
         states = F.normalize(self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]), dim=-1)
-        scores = states.new_full((len(states), len(candidates) + 1), -torch.inf)
-        scores[:, 1:] = states @ candidates.T
+        scores = states.new_empty((len(states), len(candidates) + 1))
+        scores[:, 0] = -torch.inf
+        if torch.is_grad_enabled():
+            scores[:, 1:] = states @ candidates.T
+        else:
+            torch.mm(states, candidates.T, out=scores[:, 1:])  # in place, the copy would take as long as the product
         return scores
 
     def predict(self, interaction):

@@ -7,9 +7,14 @@
 - torch >= 2.6 unpickles weights only; RecBole's checkpoints also hold numpy numbers, which are harmless, and are
   written in a pickle protocol that torch then refuses. RecBole's trainer gets a stand-in for torch that writes torch's
   own protocol.
+- Importing RecBole's metrics imports scikit-learn, for three of them that no ranking needs, and that takes as long as
+  all the rest of RecBole. `sklearn_on_demand` puts it off until one of them is used.
 RecBole's loading through pandas, broken by pandas 3, is replaced by `data/`.
 """
 
+import contextlib
+import importlib
+import sys
 import types
 
 import numpy as np
@@ -34,6 +39,31 @@ class _Torch(types.ModuleType):
 
     def __getattr__(self, name):
         return getattr(torch, name)
+
+
+class _OnDemand(types.ModuleType):
+    """A module whose functions import the real one when they are called."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **options: getattr(importlib.import_module(self.__name__), name)(*args, **options)
+
+
+@contextlib.contextmanager
+def sklearn_on_demand():
+    """Within this, functions imported from `sklearn.metrics` import it when they are called, not before."""
+    if "sklearn" in sys.modules:
+        yield
+        return
+    stand_ins = {name: _OnDemand(name) for name in ("sklearn", "sklearn.metrics")}
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name, stand_in in stand_ins.items():
+            if sys.modules.get(name) is stand_in:
+                del sys.modules[name]
 
 
 def patch_recbole():

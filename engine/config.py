@@ -11,12 +11,14 @@ import re
 
 import torch
 import yaml
-from recbole.config import Config as RecBoleConfig
-from recbole.evaluator import metric_types
-from recbole.utils import EvaluatorType, InputType, get_model
 
 from common.errors import UserError, did_you_mean
-from engine.compat import patch_recbole
+from engine.compat import patch_recbole, sklearn_on_demand
+
+with sklearn_on_demand():
+    from recbole.config import Config as RecBoleConfig
+    from recbole.evaluator import metric_types
+    from recbole.utils import EvaluatorType, InputType, get_model
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROPS = os.path.join(ROOT, "props")
