@@ -168,13 +168,27 @@ class AllPositions:
         shapes = [vectors.shape[:2] for vectors in item_vectors]
         ends = np.cumsum([batch * length for batch, length in shapes]).tolist()
         scored = torch.cat([part + start for part, start in zip(scored, [0, *ends], strict=False)])
-        places = torch.cat([torch.arange(length, device=scored.device).repeat(batch) for batch, length in shapes])
-        vectors = torch.cat([vectors.flatten(0, 1) for vectors in item_vectors])  # [T, H]
-        hidden = self.dropout(self.LayerNorm(vectors + F.embedding(places, self.position_embedding.weight)))
+        hidden = self._placed(item_vectors)  # [T, H]
         for layer in self.trm_encoder.layer:
             wanted = scored if layer is self.trm_encoder.layer[-1] else None
             hidden = layer.feed_forward(_attend(layer.multi_head_attention, hidden, shapes, wanted))
         return hidden
+
+
+    def encode_last(self, item_vectors, lengths):
+        """The states after the last item of left-aligned sequences: float [B, L, H], int64 [B] -> float [B, H]."""
+        batch, length, size = item_vectors.shape
+        *layers, last = self.trm_encoder.layer
+        hidden = self._placed([item_vectors])
+        for layer in layers:
+            hidden = layer.feed_forward(_attend(layer.multi_head_attention, hidden, [(batch, length)]))
+        return last.feed_forward(_attend_last(last.multi_head_attention, hidden.view(batch, length, size), lengths))
+
+    def _placed(self, item_vectors):
+        """What the first layer reads: item vectors with their positions, float [T, H], bucket after bucket."""
+        vectors = torch.cat([vectors.flatten(0, 1) for vectors in item_vectors])
+        places = [torch.arange(part.size(1), device=part.device).repeat(len(part)) for part in item_vectors]
+        return self.dropout(self.LayerNorm(vectors + F.embedding(torch.cat(places), self.position_embedding.weight)))
 
 
 def _attend(attention, hidden, shapes, wanted=None):
@@ -201,6 +215,32 @@ def _attend(attention, hidden, shapes, wanted=None):
     if wanted is not None:
         context, hidden = context[wanted], hidden[wanted]
     return attention.LayerNorm(attention.out_dropout(attention.dense(context)) + hidden)
+
+
+def _attend_last(attention, hidden, lengths):
+    """RecBole's MultiHeadAttention for the last item of each sequence alone.
+
+    One query a sequence needs no keys and values of all positions: q . (W_k h + b_k) = (W_k^T q) . h + what is the same
+    for all positions, and a mean of W_v h + b_v is W_v of the mean of h.
+
+    Args:
+        attention (recbole.model.layers.MultiHeadAttention)
+        hidden (float [B, L, H])
+        lengths (int64 [B])
+
+    Returns:
+        float [B, H]
+    """
+    heads, size = attention.num_attention_heads, attention.attention_head_size
+    last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+    query = attention.query(last).view(-1, heads, size) / attention.sqrt_attention_head_size
+    query = torch.einsum("bnd,ndh->bnh", query, attention.key.weight.view(heads, size, -1))  # [B, heads, H]
+    scores = query @ hidden.transpose(1, 2)  # [B, heads, L]
+    padding = torch.arange(hidden.size(1), device=hidden.device) >= lengths[:, None, None]
+    shares = attention.attn_dropout(scores.masked_fill(padding, -torch.inf).softmax(-1))
+    context = torch.einsum("bnh,ndh->bnd", shares @ hidden, attention.value.weight.view(heads, size, -1))
+    context = context + shares.sum(-1, keepdim=True) * attention.value.bias.view(heads, size)
+    return attention.LayerNorm(attention.out_dropout(attention.dense(context.flatten(1))) + last)
 
 
 def _context(attention, query, key, value):
@@ -299,8 +339,7 @@ class UniSRec(AllPositions, SASRec):
             vectors = F.embedding((item_seq - 1).clamp(min=0), self._evaluation[0])
         else:
             vectors = self.item_representations([item_seq])[0]
-        last = torch.arange(len(item_seq), device=item_seq.device) * item_seq.size(1) + item_seq_len - 1
-        return self.encode_scored([vectors], [last])
+        return self.encode_last(vectors, item_seq_len)
 
     # -- learning -----------------------------------------------------------------------------------------------
 

@@ -304,6 +304,25 @@ def test_attention_with_dropout_is_the_one_without_where_nothing_is_dropped(fold
     torch.testing.assert_close(model.encode_scored(vectors, batch.scored), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_last_state_alone_is_the_last_of_all_states(folder):
+    model, _ = open_model("inductive_ft", folder)
+    lengths = torch.tensor([1, 8, 5, 3])
+    vectors = torch.randn(4, 8, model.hidden_size)
+    results = []
+    for states in (
+        lambda x: model.encode_last(x, lengths),
+        lambda x: model.encode_scored([x], [torch.arange(4) * 8 + lengths - 1]),
+    ):
+        x = vectors.clone().requires_grad_()
+        output = states(x)
+        own = gradients(model, (output * torch.arange(float(output.numel())).view_as(output).cos()).sum())
+        results.append((output, x.grad, own))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-4)
+    keys = [name for name in results[1][2] if not name.endswith("key.bias")]  # the keys' biases change nothing
+    assert_same_gradients(*({key: part[2][key] for key in keys} for part in results), tolerance=1e-4)
+
+
 # -- padding -------------------------------------------------------------------------------------------------------
 
 
