@@ -7,11 +7,11 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test bench lint clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo "  PYTHON=python3.12 chooses the interpreter, VENV=dir the environment, ARGS='...' goes to demo and test"
+	@echo "  PYTHON=python3.12 chooses the interpreter, VENV=dir the environment, ARGS='...' goes to demo, test and bench"
 
 install: $(STAMP) ## create the virtual environment and install what both requirement files pin
 
@@ -21,6 +21,9 @@ demo: $(STAMP) ## run the whole model on a small example
 # One thread: the models of the tests are so small that threads would mostly wait for one another.
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(ARGS)
+
+bench: $(STAMP) ## compare the speed with the published way of computing, in under five minutes
+	$(RUN) benchmarks/speed.py --seconds 10 $(ARGS)
 
 lint: $(STAMP) ## check the code with ruff
 	$(RUN) -m ruff check .

@@ -20,6 +20,7 @@ from torch import nn
 
 from losses import catalogue_cross_entropy, in_batch_contrastive, keep_local
 
+_ROWS_AT_ONCE = 256  # histories scored together on the CPU: sorted by length, few of them need little padding
 STAGES = ("pretrain", "inductive_ft", "transductive_ft")
 
 
@@ -173,7 +174,6 @@ class AllPositions:
             wanted = scored if layer is self.trm_encoder.layer[-1] else None
             hidden = layer.feed_forward(_attend(layer.multi_head_attention, hidden, shapes, wanted))
         return hidden
-
 
     def encode_last(self, item_vectors, lengths):
         """The states after the last item of left-aligned sequences: float [B, L, H], int64 [B] -> float [B, H]."""
@@ -339,7 +339,10 @@ class UniSRec(AllPositions, SASRec):
             vectors = F.embedding((item_seq - 1).clamp(min=0), self._evaluation[0])
         else:
             vectors = self.item_representations([item_seq])[0]
-        return self.encode_last(vectors, item_seq_len)
+        if torch.is_grad_enabled() or item_seq.device.type != "cpu":
+            return self.encode_last(vectors, item_seq_len)
+        parts = zip(vectors.split(_ROWS_AT_ONCE), item_seq_len.split(_ROWS_AT_ONCE), strict=True)
+        return torch.cat([self.encode_last(part[:, : lengths.max()], lengths) for part, lengths in parts])
 
     # -- learning -----------------------------------------------------------------------------------------------
 

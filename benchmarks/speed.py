@@ -4,9 +4,9 @@
     python benchmarks/speed.py -d Scientific -m BTS [--data DIR]       # DIR holds downstream/ and pretrain/
     python benchmarks/speed.py -d Scientific --parts finetune,startup
 
-The reference (reference.py) encodes one row a prefix, padded to 50, adapts every position with one expert after the other,
-and makes the table of items anew for every batch of an evaluation. One step of it takes up to a minute. Peak memory is of
-the whole process.
+The reference (reference.py) encodes one row a prefix, padded to 50, adapts every position with one expert after the
+other, and makes the table of items anew for every batch of an evaluation. One step of it takes up to a minute. Peak
+memory is of the whole process.
 """
 
 import argparse
@@ -63,6 +63,13 @@ def loading(options):
     _line(f"loading {options.mixture}, warm", _run(options, "load_mixture", "pretrain"))
 
 
+def modes(options):
+    """Every prefix encoded by itself against all positions in one pass, both with the fast parts."""
+    rates = {mode: _run(options, "finetune_ours", "transductive_ft", mode)["rate"] for mode in ("rows", "sequences")}
+    for mode, rate in rates.items():
+        print(f"fine-tuning, {mode:27}{rate:9,.0f} predictions/s   {rate / rates['rows']:.1f} x rows", flush=True)
+
+
 def _compare(what, unit, options, ours, reference, stage):
     fast, slow = _run(options, ours, stage), _run(options, reference, stage)
     print(f"{what:40}{fast['rate']:9,.0f} {unit}/s {fast['gigabytes']:5.2f} GB   reference {slow['rate']:7,.1f}/s "
@@ -73,11 +80,12 @@ def _line(what, found):
     print(f"{what:40}{found['seconds']:9.2f} s   {found['gigabytes']:5.2f} GB", flush=True)
 
 
-def _run(options, measure, stage):
+def _run(options, measure, stage, mode="sequences"):
     """One measurement in a process of its own. Returns dict."""
     start = time.perf_counter()
     command = [sys.executable, os.path.abspath(__file__), "-d", options.dataset, "-m", options.mixture,
-               "--data", options.data, "--seconds", str(options.seconds), "--measure", measure, "--stage", stage]  # fmt: skip
+               "--data", options.data, "--seconds", str(options.seconds), "--measure", measure, "--stage", stage,
+               "--mode", mode]  # fmt: skip
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return {"seconds": time.perf_counter() - start} | json.loads(run.stdout.splitlines()[-1])
 
@@ -87,11 +95,11 @@ def _peak():
 
 
 def _movielens():
-    import demo
-
-    folder = os.path.join(demo.FOLDER, "dataset")
-    if not os.path.isfile(os.path.join(folder, "pretrain", demo.MIXTURE, f"{demo.MIXTURE}.json")):
-        demo.prepare(folder)
+    folder = os.path.join(PROJECT, "saved", "demo", "dataset")
+    if not os.path.isfile(os.path.join(folder, "pretrain", "Films", "Films.json")):
+        # in a process of its own: one starts with the peak memory of the one that started it
+        prepare = f"import demo; demo.prepare({folder!r})"
+        subprocess.run([sys.executable, "-c", prepare], check=True, cwd=PROJECT)
     return folder
 
 
@@ -112,6 +120,7 @@ def _open(options):
         {
             "data_path": os.path.join(options.data, "pretrain" if pretrain else "downstream"),
             "train_stage": options.stage,
+            "train_mode": options.mode,
             "show_progress": False,
         },
     )
@@ -261,6 +270,7 @@ _PARTS = {
     "evaluate": evaluation,
     "startup": startup,
     "load": loading,
+    "modes": modes,
 }
 _MEASURES = {
     "finetune_ours": _train,
@@ -283,6 +293,7 @@ def _parser():
     parser.add_argument("--seconds", type=float, default=20, help="of training to measure (default: 20)")
     parser.add_argument("--measure", choices=_MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--stage", help=argparse.SUPPRESS)
+    parser.add_argument("--mode", default="sequences", help=argparse.SUPPRESS)
     return parser
 
 

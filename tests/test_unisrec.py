@@ -83,17 +83,20 @@ def adaptor_by_loop(layer, x):
     return total
 
 
+def output_and_gradients(layer, function, x):
+    """What a way to compute the adaptor gives for x [11, 7], and the gradients of everything."""
+    layer.zero_grad()
+    asked = x.clone().requires_grad_()
+    output = function(asked)
+    (output * torch.arange(55.0).view(11, 5).sin()).sum().backward()
+    parts = [layer.w_gate.grad, layer.experts.weight.grad, layer.experts.bias.grad, asked.grad]
+    return [output, *(part.clone() for part in parts)]
+
+
 def test_the_adaptor_equals_a_loop_over_its_experts():
     layer = adaptor().eval()
     x = torch.randn(11, 7)
-    results = []
-    for function in (layer, lambda x: adaptor_by_loop(layer, x)):
-        layer.zero_grad()
-        asked = x.clone().requires_grad_()
-        output = function(asked)
-        (output * torch.arange(55.0).view(11, 5).sin()).sum().backward()
-        parts = [layer.w_gate.grad, layer.experts.weight.grad, layer.experts.bias.grad, asked.grad]
-        results.append([output, *(part.clone() for part in parts)])
+    results = [output_and_gradients(layer, function, x) for function in (layer, lambda x: adaptor_by_loop(layer, x))]
     for ours, plain in zip(*results, strict=True):
         assert ours.abs().max() > 0.1
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
@@ -111,14 +114,7 @@ def test_the_gradients_of_experts_with_dropout_equal_autograds(monkeypatch):
         seen = asked * kept / 0.8 - layer.experts.bias[:, None]  # [E, U, D]
         return torch.einsum("ue,ehd,eud->uh", gates, layer.experts.weight, seen)
 
-    results = []
-    for function in (layer, plain):
-        layer.zero_grad()
-        asked = x.clone().requires_grad_()
-        output = function(asked)
-        (output * torch.arange(55.0).view(11, 5).sin()).sum().backward()
-        parts = [layer.w_gate.grad, layer.experts.weight.grad, layer.experts.bias.grad, asked.grad]
-        results.append([output, *(part.clone() for part in parts)])
+    results = [output_and_gradients(layer, function, x) for function in (layer, plain)]
     for ours, others in zip(*results, strict=True):
         assert others.abs().max() > 0.1
         torch.testing.assert_close(ours, others, rtol=1e-4, atol=1e-4)
@@ -321,6 +317,19 @@ def test_the_last_state_alone_is_the_last_of_all_states(folder):
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-4)
     keys = [name for name in results[1][2] if not name.endswith("key.bias")]  # the keys' biases change nothing
     assert_same_gradients(*({key: part[2][key] for key in keys} for part in results), tolerance=1e-4)
+
+
+def test_scores_do_not_depend_on_how_many_histories_are_scored_together(folder, monkeypatch):
+    model, dataset = open_model("inductive_ft", folder)
+    rows = dataset.build()[2][list(range(14))]
+    assert len(rows["item_length"].unique()) > 3
+    found = []
+    for together in (256, 5, 1):
+        monkeypatch.setattr(unisrec, "_ROWS_AT_ONCE", together)
+        with torch.no_grad():
+            found.append(model.full_sort_predict(rows))
+    for scores in found[1:]:
+        torch.testing.assert_close(scores, found[0], rtol=1e-4, atol=1e-5)
 
 
 # -- padding -------------------------------------------------------------------------------------------------------
