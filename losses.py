@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 _LOGITS = 1 << 22  # of the cross entropy held at a time
+_FEW_ROWS = 64  # queries at a time: with fewer, candidates are taken in parts instead
 
 
 def keep_local(*tensors):
@@ -71,23 +72,20 @@ class _CrossEntropy(torch.autograd.Function):
 
     `change(rows, logits)` may alter the logits [b, N] of some queries in place, such as leave some out (-inf).
 
-    The loss is one number, so its gradients can be made in the forward pass, chunk by chunk, and are scaled in the
+    The loss is one number, so its gradients can be made in the forward pass, part by part, and are scaled in the
     backward pass: three products, no logits kept.
     """
 
     @staticmethod
     def forward(ctx, query, candidates, targets, weights, change):
-        loss = query.new_zeros(())
+        with_gradients = any(ctx.needs_input_grad)
         for_query, for_candidates = torch.zeros_like(query), torch.zeros_like(candidates)
-        rows = max(1, _LOGITS // max(1, len(candidates)))
+        arguments = (query, candidates, targets, weights, for_query, for_candidates, with_gradients)
         with torch.autocast(query.device.type, enabled=False):
-            for start in range(0, len(query), rows):
-                here = slice(start, start + rows)
-                logits = query[here] @ candidates.T  # [b, N]
-                if change is not None:
-                    change(here, logits)
-                loss += _chunk(logits, query[here], candidates, targets[here], weights[here],
-                               for_query[here], for_candidates, any(ctx.needs_input_grad))  # fmt: skip
+            if change is None and _LOGITS // max(1, len(candidates)) < _FEW_ROWS:
+                loss = _by_candidates(*arguments)
+            else:
+                loss = _by_queries(*arguments, change)
         ctx.save_for_backward(for_query, for_candidates)
         return loss
 
@@ -97,15 +95,40 @@ class _CrossEntropy(torch.autograd.Function):
         return for_query * gradient, for_candidates * gradient, None, None, None
 
 
-def _chunk(logits, query, candidates, targets, weights, for_query, for_candidates, with_gradients):
-    """The loss of some queries, float []; puts their gradients in place, and uses the logits up."""
-    highest = logits.amax(dim=1, keepdim=True)
-    own = logits.gather(1, targets[:, None])
-    powers = logits.sub_(highest).exp_()
-    total = powers.sum(dim=1, keepdim=True)
+def _by_queries(query, candidates, targets, weights, for_query, for_candidates, with_gradients, change):
+    """The loss, float [], some queries at a time, each with all candidates; puts the gradients in place."""
+    loss = query.new_zeros(())
+    rows = max(1, _LOGITS // max(1, len(candidates)))
+    for start in range(0, len(query), rows):
+        here = slice(start, start + rows)
+        logits = query[here] @ candidates.T  # [b, N]
+        if change is not None:
+            change(here, logits)
+        highest = logits.amax(dim=1, keepdim=True)
+        own = logits.gather(1, targets[here, None])
+        powers = logits.sub_(highest).exp_()
+        total = powers.sum(dim=1, keepdim=True)
+        loss += ((total.log() + highest - own)[:, 0] * weights[here]).sum()
+        if with_gradients:
+            share = powers.mul_(weights[here, None] / total)
+            share.scatter_add_(1, targets[here, None], -weights[here, None])
+            torch.mm(share, candidates, out=for_query[here])
+            for_candidates.addmm_(share.T, query[here])
+    return loss
+
+
+def _by_candidates(query, candidates, targets, weights, for_query, for_candidates, with_gradients):
+    """The same, some candidates at a time, each for all queries: one product more, for catalogues so large that few
+    queries at a time would mean going through all candidates' gradients again and again."""
+    columns = max(1, _LOGITS // max(1, len(query)))
+    blocks = [slice(start, start + columns) for start in range(0, len(candidates), columns)]
+    parts = [torch.logsumexp(query @ candidates[block].T, dim=1) for block in blocks]
+    total = torch.logsumexp(torch.stack(parts), dim=0)  # [B]
     if with_gradients:
-        share = powers.mul_(weights[:, None] / total)
-        share.scatter_add_(1, targets[:, None], -weights[:, None])
-        torch.mm(share, candidates, out=for_query)
-        for_candidates.addmm_(share.T, query)
-    return ((total.log() + highest - own)[:, 0] * weights).sum()
+        for block in blocks:
+            share = (query @ candidates[block].T).sub_(total[:, None]).exp_().mul_(weights[:, None])  # [B, n]
+            for_query.addmm_(share, candidates[block])
+            torch.mm(share.T, query, out=for_candidates[block])
+        for_query.sub_(candidates[targets] * weights[:, None])
+        for_candidates.index_add_(0, targets, query * -weights[:, None])
+    return ((total - (query * candidates[targets]).sum(dim=1)) * weights).sum()

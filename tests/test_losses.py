@@ -12,10 +12,11 @@ from losses import catalogue_cross_entropy, in_batch_contrastive
 T = 0.07
 
 
-@pytest.fixture(params=[losses._LOGITS, 20, 1], autouse=True)
+@pytest.fixture(params=[(losses._LOGITS, 64), (20, 1), (1, 1), (20, 64), (1, 64)], autouse=True)
 def logits_at_a_time(request, monkeypatch):
-    """All at once, two or three queries at a time, one at a time: it is all one."""
-    monkeypatch.setattr(losses, "_LOGITS", request.param)
+    """All at once, a few queries or one at a time, a few candidates or one at a time: it is all one."""
+    monkeypatch.setattr(losses, "_LOGITS", request.param[0])
+    monkeypatch.setattr(losses, "_FEW_ROWS", request.param[1])
 
 
 def cosine(a, b):

@@ -263,6 +263,21 @@ def test_pretraining_reads_features_by_domain_and_view(folder):
     assert calls == [len(distinct)], "each distinct item of a batch is adapted once"
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "transductive_ft"])
+def test_bfloat16_gives_nearly_the_same_loss_and_gradients(stage, folder):
+    model, dataset = open_model(stage, folder)
+    batch = one_batch(dataset, "sequences")
+    plain = model.calculate_loss(batch)
+    expected = gradients(model, plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.calculate_loss(batch)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(plain.item(), rel=0.02)
+    found = gradients(model, loss)
+    both = [torch.cat([part[name].flatten() for name in expected]) for part in (found, expected)]
+    assert F.cosine_similarity(*both, dim=0) > 0.99
+
+
 # -- dropout and attention -----------------------------------------------------------------------------------------
 
 
