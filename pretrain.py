@@ -44,14 +44,7 @@ def pretrain(config):
 
     start_logging()
     dataset = open_dataset(config)
-    batches = sequence_batches(
-        config,
-        dataset,
-        augment_ratios={key: config[key] for key in ("item_drop_ratio", "item_drop_coefficient")},
-        n_items=dataset.catalogue.n_items,
-        rank=rank(),
-        world_size=world_size(),
-    )
+    batches = sequence_batches(config, dataset, rank=rank(), world_size=world_size())
     model = build_model(UniSRec, config, dataset)
     if world_size() > 1:
         model.gather = gather

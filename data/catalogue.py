@@ -7,7 +7,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import read_json
-from data.features import ItemFeatures, feature_shape, find_suffix
+from data.features import ItemFeatures, feature_description, feature_shape, find_suffix
 from data.files import DOMAIN, largest_numbers
 
 
@@ -135,7 +135,7 @@ def _check_made_from(folder, name, domains, is_mixture, paths):
     expected = {part.get("name"): part.get("texts_sha256") for part in parts if isinstance(part, dict)}
     for path in paths:
         domain = os.path.basename(path).rpartition(".")[0]
-        found = read_json(f"{path}.json").get("texts_sha256") if os.path.isfile(f"{path}.json") else None
+        found = feature_description(path).get("texts_sha256")
         if found and expected.get(domain) and found != expected[domain]:
             raise UserError(
                 f"{path}: was made from other item texts than {source} tells of; encode them again: "

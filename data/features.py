@@ -74,9 +74,7 @@ def feature_shape(path, plm_size):
             f"{path}: no such feature file; encode the item texts first: "
             f"python dataset/preprocessing/encode_text.py -d {os.path.basename(path).split('.')[0]} --plm_name minilm"
         )
-    description = read_json(f"{path}.json") if os.path.isfile(f"{path}.json") else {}
-    if not isinstance(description, dict):
-        raise UserError(f"{path}.json: holds {type(description).__name__}, expected width and items; encode again")
+    description = feature_description(path)
     width, dtype = description.get("width", plm_size), description.get("dtype", "float32")
     items = description.get("items")
     for key, value in (("width", width), ("items", items)):
@@ -94,6 +92,14 @@ def feature_shape(path, plm_size):
             + ("" if description else " or set --plm_size to the encoder's width")
         )
     return size // row, width, dtype
+
+
+def feature_description(path):
+    """What stands beside a feature file about it, dict; empty where nothing does."""
+    description = read_json(f"{path}.json") if os.path.isfile(f"{path}.json") else {}
+    if not isinstance(description, dict):
+        raise UserError(f"{path}.json: holds {type(description).__name__}, expected width and items; encode again")
+    return description
 
 
 def find_suffix(folder, domains, suffix):

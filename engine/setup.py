@@ -52,6 +52,9 @@ def sequence_batches(config, dataset, **more):
     """The training sequences as the settings cut and order them; `more` goes to it too. Returns SequenceBatches."""
     from data import SequenceBatches
 
+    if config["train_stage"] == "pretrain":
+        more["augment_ratios"] = {key: config[key] for key in ("item_drop_ratio", "item_drop_coefficient")}
+        more["n_items"] = dataset.catalogue.n_items
     return SequenceBatches(
         dataset.sequences("train"),
         config["train_batch_size"],

@@ -47,7 +47,7 @@ def process(options, read_interactions, read_texts, malformed, recorded, left_ou
 
     def made_from():
         return {
-            "sources": [source_entry(each.path, each) for each in malformed],
+            "sources": [source_entry(each) for each in malformed],
             "options": recorded | {"text_style": options.text_style, "max_malformed": options.max_malformed},
             "left_out": left_out or {},
         }

@@ -119,24 +119,19 @@ def read_ratings(path, edition, malformed):
     """
     header = None if edition == "2023" else COLUMNS[edition]
     user, item = ("user_id", "parent_asin") if header is None else ("user", "item")
-    if header is None and table_kind(path) == "csv":
-        check_columns(path, [user, item, "timestamp"], separator=",")
     parse = [
         pl.col(user).alias("user"),
         pl.col(item).alias("item"),
         pl.col("timestamp").cast(pl.Int64, strict=False),
     ]
-    frames = read_table(
-        path, [user, item, "timestamp"], parse, malformed, header=header, separator=",", quoted=header is None
-    )
-    checked = itertools.chain(frames, _then(lambda: malformed.check(f"{user}, {item} and a whole-number timestamp")))
-    return Interactions.collect(checked, path)
 
+    def frames():
+        yield from read_table(
+            path, [user, item, "timestamp"], parse, malformed, header=header, separator=",", quoted=header is None
+        )
+        malformed.check(f"{user}, {item} and a whole-number timestamp")
 
-def _then(action):
-    """An empty generator that does something when it is its turn."""
-    action()
-    yield from ()
+    return Interactions.collect(frames(), path)
 
 
 def source_files(options):

@@ -17,7 +17,7 @@ sys.path.insert(0, PROJECT)  # so that the script finds `common`, from whatever 
 
 import polars as pl  # noqa: E402
 
-from common.errors import UserError, run_command  # noqa: E402
+from common.errors import run_command  # noqa: E402
 from dataset.preprocessing.command_line import add_processing_options, process  # noqa: E402
 from dataset.preprocessing.interactions import Interactions  # noqa: E402
 from dataset.preprocessing.item_table import text_reader  # noqa: E402
@@ -40,8 +40,9 @@ def process_or(options):
     """
     path = options.input_path
     encoding = guess_encoding(path)
-    check_columns(path, COLUMNS, encoding=encoding)
-    invoice = _invoice_column(path, encoding)
+    names = check_columns(path, COLUMNS, encoding=encoding)
+    invoice = OTHER_INVOICE if OTHER_INVOICE in names else INVOICE
+    check_columns(path, [invoice], encoding=encoding)
     malformed = Malformed(path, options.max_malformed)
     left_out = {}
     process(
@@ -73,15 +74,6 @@ def description_text(fields, style="clean"):
     """The text of an item: its description in lower case with a full stop."""
     lower = fields[0].lower()
     return f"{lower}." if style == "published" else clean_sentence(lower)
-
-
-def _invoice_column(path, encoding):
-    try:
-        check_columns(path, [OTHER_INVOICE], encoding=encoding)
-        return OTHER_INVOICE
-    except UserError:
-        check_columns(path, [INVOICE], encoding=encoding)
-        return INVOICE
 
 
 def read_invoices(path, invoice, malformed, left_out, drop_cancellations=False, timestamp_format=None, **reading):

@@ -172,21 +172,28 @@ def report(description):
         if count:
             lines.append(f"  {count:,} {reason} left out")
     for source in description.get("sources", []):
-        if source.get("malformed"):
+        if source["malformed"]:
             lines.append(f"  {source['file']}: {source['malformed']:,} malformed rows left out; {source['first']}")
     if description["items_without_text"]:
         named = description["items_without_text"]
-        shown = f"{', '.join(named[:3])}{', ...' if len(named) > 3 else ''}"
-        lines.append(f"  {len(named):,} items without a text kept: {shown}")
+        lines.append(f"  {len(named):,} items without a text kept: {_first_names(named)}")
     return "\n".join(lines)
 
 
-def source_entry(path, malformed=None):
-    """What a description says of a source file. Returns dict."""
-    entry = {"file": os.path.basename(path), "bytes": os.path.getsize(path), "sha256": file_sha256(path)}
-    if malformed is not None:
-        entry |= {"rows": malformed.rows, "malformed": malformed.count, "first": "; ".join(malformed.first)}
-    return entry
+def _first_names(names):
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def source_entry(malformed):
+    """What a description says of a source file that has been read, told by its `Malformed`. Returns dict."""
+    return {
+        "file": os.path.basename(malformed.path),
+        "bytes": os.path.getsize(malformed.path),
+        "sha256": file_sha256(malformed.path),
+        "rows": malformed.rows,
+        "malformed": malformed.count,
+        "first": "; ".join(malformed.first),
+    }
 
 
 def check_name(name):
@@ -217,10 +224,9 @@ def _check_texts(name, items, rules):
     """The raw ids of the items whose text is empty; an error where the rules do not allow any."""
     empty = items.filter(~_has_words(pl.col("text")))["item"].to_list()
     if empty and rules.missing_text == "error":
-        shown = f"{', '.join(empty[:3])}{', ...' if len(empty) > 3 else ''}"
         raise UserError(
-            f"{name}: {len(empty)} of {len(items)} items have no text: {shown}; choose --missing_text drop (leave them "
-            "out) or --missing_text empty (keep them)"
+            f"{name}: {len(empty)} of {len(items)} items have no text: {_first_names(empty)}; choose --missing_text "
+            "drop (leave them out) or --missing_text empty (keep them)"
         )
     return empty
 

@@ -152,8 +152,11 @@ def table_kind(path):
 def check_columns(path, columns, separator=None, encoding="utf-8"):
     """Find out before the work whether a table has the columns asked for.
 
+    Returns:
+        list of str: all its columns (JSON lines: of its first objects).
+
     Raises:
-        UserError: the file is missing, empty or binary, or lacks a column (JSON lines: in all of its first objects).
+        UserError: the file is missing, empty or binary, or lacks a column.
     """
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; expected a table of {', '.join(columns)}")
@@ -164,6 +167,7 @@ def check_columns(path, columns, separator=None, encoding="utf-8"):
         names = _text_columns(path, kind, separator, encoding)
     for column in columns:
         _place(column, names, path)
+    return names
 
 
 def _text_columns(path, kind, separator, encoding):
