@@ -1,5 +1,8 @@
 """The losses, as pure functions of tensors. B and K: queries and keys; N candidates; H hidden size."""
 
+import math
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -49,7 +52,7 @@ def in_batch_contrastive(query, key, targets, owners, temperature, weights=None,
     return _CrossEntropy.apply(query / temperature, all_keys, place, share, leave_out)
 
 
-def catalogue_cross_entropy(query, candidates, targets, temperature, weights=None):
+def catalogue_cross_entropy(query, candidates, targets, temperature, weights=None, log_counts=None):
     """Cross entropy of cos(s, t) / temperature over the candidates (paper, equations 9 and 10).
 
     Args:
@@ -58,13 +61,46 @@ def catalogue_cross_entropy(query, candidates, targets, temperature, weights=Non
         targets (int64 [B]): the row of each query's item in `candidates`.
         temperature (float).
         weights (float [B] or None): how often each query counts.
+        log_counts (float [N] or None): the logarithm of how many items each candidate stands for, itself included,
+            where the candidates are a sample of a catalogue (see `draw_others`); 0 for every target.
 
     Returns:
         float []: the mean.
     """
     query, candidates = F.normalize(query.float(), dim=-1), F.normalize(candidates.float(), dim=-1)
     share = torch.full_like(query[:, 0], 1 / len(query)) if weights is None else weights / weights.sum()
-    return _CrossEntropy.apply(query / temperature, candidates, targets, share.float(), None)
+
+    def correct(here, logits):
+        logits += log_counts
+
+    change = None if log_counts is None else correct
+    return _CrossEntropy.apply(query / temperature, candidates, targets, share.float(), change)
+
+
+def draw_others(named, n_items, count):
+    """Negatives for a sampled softmax: items drawn evenly, without replacement, from those that a batch does not name.
+
+    With the named items counted once and each drawn one as the exponential of the second value returned, the sum over
+    the candidates of a softmax has the sum over the whole catalogue as its mean: the correction of sampled softmax
+    (Jean et al., ACL 2015, section 3) for a stratum taken whole and one taken evenly.
+
+    Args:
+        named (int64 [U]): distinct rows of the catalogue, ascending; never drawn.
+        n_items (int): the catalogue's size N.
+        count (int): K, how many to draw; all others where there are fewer.
+
+    Returns:
+        (int64 [min(K, N - U)], float): the rows drawn, and log((N - U) / K), the logarithm of how many each stands for.
+    """
+    rest = n_items - len(named)
+    count = min(count, rest)
+    if not count:
+        return named[:0], 0.0
+    generator = np.random.default_rng(int(torch.randint(2**62, ())))
+    drawn = torch.from_numpy(generator.choice(rest, count, replace=False, shuffle=False)).to(named.device)
+    # the r-th of the others stands behind as many named rows as have at most r others before them
+    before = torch.searchsorted(named - torch.arange(len(named), device=named.device), drawn, right=True)
+    return drawn + before, math.log(rest / count)
 
 
 class _CrossEntropy(torch.autograd.Function):

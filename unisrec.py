@@ -17,10 +17,13 @@ import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender.sasrec import SASRec
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from losses import catalogue_cross_entropy, in_batch_contrastive, keep_local
+from losses import catalogue_cross_entropy, draw_others, in_batch_contrastive, keep_local
 
 _ROWS_AT_ONCE = 256  # histories scored together on the CPU: sorted by length, few of them need little padding
+_ITEMS_AT_ONCE = 1 << 12  # items adapted together where nothing is kept for a backward pass
+_ITEMS_KEPT = 1 << 16  # with more items in the catalogue, the backward pass adapts them again, so many at a time
 STAGES = ("pretrain", "inductive_ft", "transductive_ft")
 
 
@@ -273,7 +276,7 @@ class UniSRec(AllPositions, SASRec):
 
     Args:
         config (Config): RecBole's SASRec keys and `train_stage`, `temperature`, `lambda`, `n_exps`,
-            `adaptor_dropout_prob`.
+            `adaptor_dropout_prob`, `sampled_negatives`.
         dataset (UniSRecDataset): gives `num(item_id)` and `features`.
     """
 
@@ -292,6 +295,7 @@ class UniSRec(AllPositions, SASRec):
             del self.item_embedding
         self.temperature = config["temperature"]
         self.lam = config["lambda"]
+        self.sampled_negatives = config["sampled_negatives"]
         self.features = dataset.features
         self.moe_adaptor = MoEAdaptor(
             config["n_exps"], self.features.width, self.hidden_size, config["adaptor_dropout_prob"]
@@ -299,16 +303,30 @@ class UniSRec(AllPositions, SASRec):
         if self.train_stage != "pretrain":
             # a buffer moves with the model and is part of no checkpoint: it belongs to the data
             self.register_buffer("plm_embedding", self.features.table(), persistent=False)
-        self._evaluation = None  # (item table, the same normalised), while evaluating
+        if self.sampled_negatives and self.train_stage == "transductive_ft":
+            self.item_embedding.sparse = True  # a step touches few rows: neither gradient nor optimiser need the others
+        self._evaluation = None  # (item table normalised, norms), while evaluating
 
     # -- items --------------------------------------------------------------------------------------------------
 
     def item_table(self):
         """The representation of every item of the catalogue, float [N, H]; row i is item id i + 1."""
-        table = self.moe_adaptor(self.plm_embedding.float())
+        if torch.is_grad_enabled():
+            table = self._adapt_and_keep(self.plm_embedding)
+            return table + self.item_embedding.weight[1:] if self.train_stage == "transductive_ft" else table
+        table = torch.empty(len(self.plm_embedding), self.hidden_size, device=self.plm_embedding.device)
+        for features, place in zip(self.plm_embedding.split(_ITEMS_AT_ONCE), table.split(_ITEMS_AT_ONCE), strict=True):
+            place.copy_(self.moe_adaptor(features.float()))
         if self.train_stage == "transductive_ft":
-            table = table + self.item_embedding.weight[1:]
+            table += self.item_embedding.weight[1:]
         return table
+
+    def _adapt_and_keep(self, features):
+        """The adaptor on [N, D]; of a large catalogue a backward pass keeps the result only, and adapts again."""
+        if len(features) <= _ITEMS_KEPT:
+            return self.moe_adaptor(features.float())
+        parts = features.split(_ITEMS_KEPT)
+        return torch.cat([checkpoint(lambda x: self.moe_adaptor(x.float()), x, use_reentrant=False) for x in parts])
 
     def item_representations(self, ids):
         """Represent items, each distinct one adapted once.
@@ -319,24 +337,20 @@ class UniSRec(AllPositions, SASRec):
         Returns:
             list of float tensors, shaped like `ids` with H behind.
         """
-        flat = torch.cat([part.reshape(-1) for part in ids]).clamp(min=1)
         if self.train_stage == "pretrain":
-            distinct, place = flat.unique(return_inverse=True)
+            distinct, places = _distinct(ids)
             table = self.moe_adaptor(self.features.lookup(distinct))  # [U, H]
         else:
-            table, place = self.item_table(), flat - 1
-        vectors = F.embedding(place, table)
-        return [
-            part.view(*shape.shape, part.size(-1))
-            for part, shape in zip(vectors.split([part.numel() for part in ids]), ids, strict=True)
-        ]
+            table, places = self.item_table(), [(part - 1).clamp(min=0) for part in ids]
+        return [F.embedding(place, table) for place in places]
 
     # -- sequences ----------------------------------------------------------------------------------------------
 
     def forward(self, item_seq, item_seq_len):
         """RecBole's way in: histories int64 [B, L] and lengths [B] -> sequence representations float [B, H]."""
         if self._evaluation is not None and not torch.is_grad_enabled():
-            vectors = F.embedding((item_seq - 1).clamp(min=0), self._evaluation[0])
+            rows = (item_seq - 1).clamp(min=0)
+            vectors = F.embedding(rows, self._evaluation[0]) * self._evaluation[1][rows]
         else:
             vectors = self.item_representations([item_seq])[0]
         if torch.is_grad_enabled() or item_seq.device.type != "cpu":
@@ -373,12 +387,32 @@ class UniSRec(AllPositions, SASRec):
         return to_item + self.lam * to_view
 
     def finetune_loss(self, batch):
-        """Cross entropy over the catalogue, padding excluded (paper, section 2.3)."""
-        table = self.item_table()
-        vectors = [F.embedding((items - 1).clamp(min=0), table) for items in batch.items]
-        return catalogue_cross_entropy(
-            self.encode_scored(vectors, batch.scored), table, batch.targets - 1, self.temperature, batch.weights
-        )
+        """Cross entropy over the catalogue, padding excluded (paper, section 2.3). With `sampled_negatives`, over the
+        batch's items and that many others, each of which stands for its share of the rest."""
+        ids = [*batch.items, batch.targets]
+        if self.sampled_negatives:
+            table, places, log_counts = self._sampled_table(ids)
+        else:
+            table, places, log_counts = self.item_table(), [(part - 1).clamp(min=0) for part in ids], None
+        *histories, targets = places
+        states = self.encode_scored([F.embedding(history, table) for history in histories], batch.scored)
+        return catalogue_cross_entropy(states, table, targets, self.temperature, batch.weights, log_counts)
+
+    def _sampled_table(self, ids):
+        """Represent the items of a batch and a sample of the others, and no more.
+
+        Returns:
+            float [U + K, H], the place of each of `ids` in it, and how many items each row stands for (log, [U + K]).
+        """
+        named, places = _distinct(ids)
+        others, log_share = draw_others(named - 1, self.n_items - 1, self.sampled_negatives)
+        rows = torch.cat([named - 1, others])
+        table = self.moe_adaptor(self.plm_embedding[rows].float())
+        if self.train_stage == "transductive_ft":
+            table = table + self.item_embedding(rows + 1)
+        log_counts = table.new_zeros(len(rows), dtype=torch.float32)
+        log_counts[len(named) :] = log_share
+        return table, places, log_counts
 
     # -- predicting ---------------------------------------------------------------------------------------------
 
@@ -393,8 +427,9 @@ class UniSRec(AllPositions, SASRec):
             return F.normalize(self.item_table(), dim=-1)
         if self._evaluation is None:
             table = self.item_table()
-            self._evaluation = table, F.normalize(table, dim=-1)
-        return self._evaluation[1]
+            norms = table.norm(dim=-1, keepdim=True).clamp_(min=1e-12)
+            self._evaluation = table.div_(norms), norms  # in place: a large catalogue's table is there but once
+        return self._evaluation[0]
 
     def full_sort_predict(self, interaction):
         """Cosine with every item, float [B, N + 1]; column = item id, column 0 (padding) is -inf."""
@@ -420,6 +455,14 @@ class UniSRec(AllPositions, SASRec):
         """Keep the transformer as it was pre-trained: adaptor, input LayerNorm and id embedding go on learning."""
         for part in (self.position_embedding, self.trm_encoder):
             part.requires_grad_(False)
+
+
+def _distinct(ids):
+    """The distinct ids among several tensors, ascending, padding (0) as 1; and each tensor's places among them."""
+    flat = torch.cat([part.reshape(-1) for part in ids]).clamp(min=1)
+    distinct, place = flat.unique(return_inverse=True)
+    places = place.split([part.numel() for part in ids])
+    return distinct, [own.view_as(part) for own, part in zip(places, ids, strict=True)]
 
 
 class _OneItem:

@@ -129,8 +129,8 @@ def _open(options):
 
 def _train(options):
     """Train for some seconds after two steps of warm-up, batches made in time that counts. Returns dict."""
+    from engine.optimizer import make_optimizer
     from engine.setup import build_model, sequence_batches
-    from engine.trainer import make_optimizer
     from unisrec import UniSRec
 
     config, dataset = _open(options)

@@ -49,6 +49,7 @@ _EXPECTED = {  # key: what its value must be; one that is missing here may be an
     **dict.fromkeys(("learning_rate", "temperature", "layer_norm_eps"), "a number above 0"),
     **dict.fromkeys(("item_drop_ratio", "item_drop_coefficient"), "a number from 0 to 1"),
     **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "adaptor_dropout_prob"), "a number from 0 to below 1"),
+    "sampled_negatives": "0 or more",
     "seed": f"0 to {2**32 - 1}",
     "hidden_act": f"one of {', '.join(_ACTIVATIONS)}",
     "topk": "whole numbers from 1 on, such as [10, 50]",

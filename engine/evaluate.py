@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 
+_SCORES = 1 << 27  # scores of a batch at most: with a large catalogue, fewer users at a time
 _BY_TOP_K = {"rec.topk", "rec.items", "data.num_items", "data.num_users", "data.count_items", "data.count_users"}
 
 # metrics that look at the targets' places alone, and so bear a catalogue smaller than k
@@ -56,6 +57,7 @@ class Evaluation:
 
     def __init__(self, config, dataset):
         self.config = config
+        config["eval_batch_size"] = min(config["eval_batch_size"], max(1, _SCORES // dataset.item_num))
         self.parts = dict(zip(("train", "valid", "test"), dataset.build(), strict=True))
         samplers = dict(zip(self.parts, create_samplers(config, dataset, list(self.parts.values())), strict=True))
         self.loaders = {}
@@ -82,6 +84,7 @@ class Evaluation:
         Returns:
             dict: metric -> float, RecBole's names, unrounded.
         """
+        was_training = model.training
         model.eval()
         collector = TopKCollector(self.config)
         collector.data_collect(_TrainSide(self.parts["train"]))
@@ -89,6 +92,7 @@ class Evaluation:
             self.loaders[phase], desc=f"Evaluating {phase}", leave=False, disable=None if show_progress else True
         ):
             collector.eval_batch_collect(self._scores(model, batch, rows, positive_u), batch, positive_u, positive_i)
+        model.train(was_training)  # a table of all items that the model made for the evaluation goes
         values = Evaluator(self.config).evaluate(collector.get_data_struct())
         return {name: float(value) for name, value in values.items()}
 

@@ -16,15 +16,9 @@ from common.errors import UserError
 from common.files import writing
 from common.processes import gather_objects, is_main, rank, world_size
 from engine.checkpoint import save_checkpoint
+from engine.optimizer import make_optimizer
 
 logger = logging.getLogger(__name__)
-_OPTIMIZERS = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
-    "adagrad": torch.optim.Adagrad,
-    "rmsprop": torch.optim.RMSprop,
-}
 
 
 @dataclasses.dataclass
@@ -88,7 +82,7 @@ class Trainer:
         Returns:
             Progress
         """
-        best_state, last = None, self.config["epochs"]
+        last = self.config["epochs"]
         self.watch = _open_tensorboard(self.config, self.path)
         for epoch in range(self.progress.epoch, last):
             self.train_epoch(batches, epoch)
@@ -101,12 +95,12 @@ class Trainer:
                 metrics = validate(self.model)
                 self.progress.valid_seconds += time.perf_counter() - start
                 if self._is_best(epoch, metrics):
-                    best_state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
                     self.save(self.path, optimizer=False)
                 elif self.progress.waited >= self.config["stopping_step"]:
                     break
-        if best_state is not None:
-            self.model.load_state_dict(best_state)
+        if self.progress.best_epoch not in (None, self.progress.epoch):
+            best = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
+            self.model.load_state_dict(best["state_dict"])
         if self.watch:
             self.watch.close()
         return self.progress
@@ -236,20 +230,6 @@ class _Loss(torch.nn.Module):
     def forward(self, batch):
         loss = self.model.calculate_loss(batch)
         return sum(loss) if isinstance(loss, tuple) else loss
-
-
-def make_optimizer(config, model):
-    """The optimiser that `learner` names, over what is to be trained.
-
-    Raises:
-        UserError: an unknown `learner`.
-    """
-    name = str(config["learner"]).lower()
-    if name not in _OPTIMIZERS:
-        raise UserError(f"option --learner: found {config['learner']!r}, expected one of {', '.join(_OPTIMIZERS)}")
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    fused = {"fused": True} if name in ("adam", "adamw", "sgd") else {}
-    return _OPTIMIZERS[name](parameters, lr=config["learning_rate"], weight_decay=config["weight_decay"], **fused)
 
 
 def _open_tensorboard(config, path):

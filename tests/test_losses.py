@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import losses
-from losses import catalogue_cross_entropy, in_batch_contrastive
+from losses import catalogue_cross_entropy, draw_others, in_batch_contrastive
 
 T = 0.07
 
@@ -203,3 +203,63 @@ def test_half_precision_inputs_are_scored_in_full(dtype):
     loss = catalogue_cross_entropy(query.to(dtype), table.to(dtype), targets, 0.011)
     expected = catalogue_cross_entropy(query.to(dtype).float(), table.to(dtype).float(), targets, 0.011)
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+# -- sampled softmax -------------------------------------------------------------------------------------------------
+
+
+def test_candidates_that_stand_for_several_are_as_good_as_those():
+    """A candidate that stands for three items is that candidate three times."""
+    query, table, _ = catalogue()
+    targets = torch.tensor([0, 1, 2, 0, 1, 2])
+    counts = torch.tensor([1, 1, 1, 3, 2, 1, 4, 1, 2])
+    results = []
+    for candidates, log_counts in ((table, counts.float().log()), (table.repeat_interleave(counts, 0), None)):
+        asked = query.clone().requires_grad_()
+        loss = catalogue_cross_entropy(asked, candidates, targets, T, None, log_counts)
+        loss.backward()
+        results.append((loss, asked.grad))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_when_all_others_are_drawn_the_loss_is_exact():
+    query, table, targets = catalogue()
+    named, places = targets.unique(return_inverse=True)
+    others, log_share = draw_others(named, len(table), 100)
+    assert sorted([*named.tolist(), *others.tolist()]) == list(range(9)) and log_share == 0.0
+    sample = table[torch.cat([named, others])]
+    sampled = catalogue_cross_entropy(query, sample, places, T, None, torch.zeros(9))
+    assert sampled.item() == pytest.approx(catalogue_cross_entropy(query, table, targets, T).item(), rel=1e-5)
+
+
+def test_others_are_drawn_evenly_and_stand_for_the_rest():
+    """Over many draws each other item comes equally often, no named one ever; and the corrected sum over a sample has
+    the sum over the catalogue as its mean, which makes the sampled softmax a right one."""
+    torch.manual_seed(0)
+    named, n_items, count, draws = torch.tensor([0, 3, 4, 9]), 12, 3, 1000
+    powers = torch.rand(n_items, dtype=torch.float64).exp()
+    times, sums = torch.zeros(n_items), []
+    for _ in range(draws):
+        others, log_share = draw_others(named, n_items, count)
+        assert len(others.unique()) == count
+        times[others] += 1
+        sums.append(powers[named].sum() + powers[others].sum() * math.exp(log_share))
+    assert (times[named] == 0).all()
+    rest = [row for row in range(n_items) if row not in named.tolist()]
+    share = count / len(rest)
+    error = math.sqrt(share * (1 - share) / draws)
+    assert (times[rest] / draws - share).abs().max() < 4 * error
+    sums = torch.stack(sums)
+    assert abs(sums.mean() - powers.sum()) < 4 * sums.std() / math.sqrt(draws) and sums.std() > 0.1
+
+
+def test_draws_follow_torchs_seed_and_ask_for_no_more_than_there_is():
+    named = torch.tensor([1, 2])
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(draw_others(named, 1000, 10)[0])
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    nothing, log_share = draw_others(torch.arange(5), 5, 10)
+    assert len(nothing) == 0 and log_share == 0.0

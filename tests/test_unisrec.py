@@ -447,6 +447,85 @@ def test_scores_have_gradients_where_they_are_asked_for(folder):
     assert_same_gradients(found[1], found[0])
 
 
+# -- large catalogues ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
+@pytest.mark.parametrize("mode", ["sequences", "rows"])
+def test_sampled_softmax_of_the_whole_catalogue_is_the_exact_one(stage, mode, folder):
+    """Loss and every gradient; those of the id embedding are sparse."""
+    results = []
+    for count in (0, 1000):
+        model, dataset = open_model(stage, folder, sampled_negatives=count)
+        loss = model.calculate_loss(one_batch(dataset, mode))
+        found = gradients(model, loss)
+        if stage == "transductive_ft":
+            assert found["item_embedding.weight"].is_sparse == bool(count)
+            found["item_embedding.weight"] = found["item_embedding.weight"].to_dense()
+        results.append((loss.item(), found))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    assert_same_gradients(results[1][1], results[0][1])
+
+
+@pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
+def test_a_sampled_step_adapts_and_learns_only_what_it_names_and_draws(stage, folder, monkeypatch):
+    model, dataset = open_model(stage, folder, sampled_negatives=5)
+    one = SequenceBatches(dataset.sequences("train"), 6, dataset.window, seed=1)
+    batch = next(iter(one))
+    named = torch.cat([items.flatten() for items in batch.items] + [batch.targets]).clamp(min=1).unique()
+    assert len(named) + 5 < 40, "or the test shows nothing"
+    adapted = []
+    monkeypatch.setattr(
+        unisrec.MoEAdaptor, "forward", lambda self, x: adapted.append(len(x)) or self.experts(x, self.gates(x))
+    )
+    losses = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        loss = model.calculate_loss(batch)
+        losses.append(loss.item())
+    assert adapted == [len(named) + 5] * 3 and len(set(losses)) == 3
+    loss.backward()
+    if stage == "transductive_ft":
+        touched = model.item_embedding.weight.grad.coalesce().indices()[0]
+        assert len(touched) == len(named) + 5 and set(named.tolist()) <= set(touched.tolist()) and 0 not in touched
+
+
+@pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
+def test_a_large_catalogue_is_adapted_in_parts(stage, folder, monkeypatch):
+    model, dataset = open_model(stage, folder)
+    batch, (rows,) = one_batch(dataset, "sequences"), loader_batches(dataset, 100)
+    results = []
+    for size in (1 << 16, 7):
+        monkeypatch.setattr(unisrec, "_ITEMS_AT_ONCE", size)
+        monkeypatch.setattr(unisrec, "_ITEMS_KEPT", size)
+        with torch.no_grad():
+            model.eval()
+            scores = model.full_sort_predict(rows)
+        loss = model.calculate_loss(batch)
+        results.append((scores, loss.item(), gradients(model, loss)))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-6)
+    assert results[1][1] == pytest.approx(results[0][1], rel=1e-6)
+    assert_same_gradients(results[1][2], results[0][2])
+
+
+def test_what_is_adapted_again_gets_the_same_dropout_and_noise(folder, monkeypatch):
+    """In training, the gradients of a catalogue adapted in parts and again are those of parts that were kept."""
+    model, _ = open_model("inductive_ft", folder, adaptor_dropout_prob=0.5)
+    monkeypatch.setattr(unisrec, "_ITEMS_KEPT", 7)
+    model.train()
+    results = []
+    for again in (True, False):
+        monkeypatch.setattr(unisrec, "checkpoint", unisrec.checkpoint if again else lambda f, x, use_reentrant: f(x))
+        torch.manual_seed(3)
+        table = model.item_table()
+        model.zero_grad()
+        (table * torch.arange(16.0).sin()).sum().backward()
+        results.append((table, [parameter.grad.clone() for parameter in model.moe_adaptor.parameters()]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(*pair) for pair in zip(results[0][1], results[1][1], strict=True))
+    assert all(gradient.abs().max() > 0 for gradient in results[0][1])
+
+
 # -- what is trained -----------------------------------------------------------------------------------------------
 
 

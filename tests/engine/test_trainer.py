@@ -15,7 +15,7 @@ from common.files import read_json
 from data import UniSRecDataset
 from engine.checkpoint import load_weights, read_checkpoint
 from engine.setup import Stopwatch, build_model, result_path, set_seeds, write_result
-from engine.trainer import Trainer, make_optimizer
+from engine.trainer import Trainer
 from tests.conftest import SMALL, small_config
 from unisrec import UniSRec
 
@@ -151,23 +151,6 @@ def test_gradients_are_clipped(tmp_path):
     assert trainer.model.value.item() == pytest.approx(0.25, rel=1e-4)
     with pytest.raises(UserError, match="--clip_grad_norm: found .*max_norm: 1.0"):
         line_trainer(tmp_path, clip_grad_norm={"norm": 1.0})
-
-
-def test_learners(tmp_path):
-    config = line_trainer(tmp_path).config
-    for name, kind in (("adam", torch.optim.Adam), ("AdamW", torch.optim.AdamW), ("adagrad", torch.optim.Adagrad)):
-        config["learner"] = name
-        assert type(make_optimizer(config, Line())) is kind
-    config["learner"] = "adm"
-    with pytest.raises(UserError, match="--learner: found 'adm', expected one of adam, adamw, sgd"):
-        make_optimizer(config, Line())
-
-
-def test_what_is_frozen_is_not_the_optimizers(tmp_path):
-    model = Line()
-    model.fixed = torch.nn.Parameter(torch.ones(1), requires_grad=False)
-    groups = make_optimizer(line_trainer(tmp_path).config, model).param_groups
-    assert [parameter is model.value for parameter in groups[0]["params"]] == [True]
 
 
 def test_tensorboard_holds_loss_and_metrics_when_training_ends(tmp_path):
