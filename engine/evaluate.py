@@ -10,7 +10,7 @@ from tqdm import tqdm
 from common.errors import UserError
 
 _SCORES = 1 << 27  # scores of a batch at most: with a large catalogue, fewer users at a time
-_BY_TOP_K = {"rec.topk", "rec.items", "data.num_items", "data.num_users", "data.count_items", "data.count_users"}
+_BY_TOP_K = {"rec.topk", "rec.items"}
 
 # metrics that look at the targets' places alone, and so bear a catalogue smaller than k
 _OF_TARGETS = {"recall", "ndcg", "hit", "mrr", "map", "precision"}
@@ -19,22 +19,29 @@ _OF_TARGETS = {"recall", "ndcg", "hit", "mrr", "map", "precision"}
 class TopKCollector(Collector):
     """RecBole's collector, quicker for the usual case of one target a row: one top-k, no matrix of targets."""
 
+    def needs(self):
+        """What the metrics want to know of a batch: set of str."""
+        names = ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
+        return {name for name in names if self.register.need(name)}
+
     def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
-        needs = [
-            name
-            for name in ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
-            if self.register.need(name)
-        ]
-        if not set(needs) <= _BY_TOP_K or len(positive_i) != len(scores_tensor):
+        if not self.needs() <= _BY_TOP_K or len(positive_i) != len(scores_tensor):
             super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
             return
         k = max(self.topk)
         top = scores_tensor.topk(min(k, scores_tensor.size(1)), dim=-1).indices  # [B, k]
         hits = (top == positive_i.to(top.device)[:, None]).int()
-        hits = F.pad(hits, (0, k - hits.size(1)))  # a catalogue smaller than k
-        self.data_struct.update_tensor("rec.topk", torch.cat([hits, torch.ones_like(hits[:, :1])], dim=1))
+        self._collect_hits(F.pad(hits, (0, k - hits.size(1))))  # a catalogue smaller than k
         if self.register.need("rec.items"):
             self.data_struct.update_tensor("rec.items", top)
+
+    def collect_ranks(self, ranks):
+        """The same from the targets' places, int64 [B], for metrics that look at nothing else."""
+        self._collect_hits((ranks[:, None] == torch.arange(max(self.topk), device=ranks.device)).int())
+
+    def _collect_hits(self, hits):
+        """int32 [B, k]: where the target stands; RecBole's matrix has the number of targets behind it."""
+        self.data_struct.update_tensor("rec.topk", torch.cat([hits, torch.ones_like(hits[:, :1])], dim=1))
 
     def get_data_struct(self):
         # RecBole's own calls .cpu() on everything collected, and so fails on the plain numbers of coverage metrics
@@ -88,17 +95,22 @@ class Evaluation:
         model.eval()
         collector = TopKCollector(self.config)
         collector.data_collect(_TrainSide(self.parts["train"]))
+        by_ranks = collector.needs() == {"rec.topk"} and _ranks_by_itself(type(model))
         for batch, rows, positive_u, positive_i in tqdm(
             self.loaders[phase], desc=f"Evaluating {phase}", leave=False, disable=None if show_progress else True
         ):
-            collector.eval_batch_collect(self._scores(model, batch, rows, positive_u), batch, positive_u, positive_i)
+            batch = batch.to(self.config["device"])
+            if by_ranks and rows is None and len(positive_i) == len(batch):
+                collector.collect_ranks(model.ranks(batch))
+            else:
+                scores = self._scores(model, batch, rows, positive_u)
+                collector.eval_batch_collect(scores, batch, positive_u, positive_i)
         model.train(was_training)  # a table of all items that the model made for the evaluation goes
         values = Evaluator(self.config).evaluate(collector.get_data_struct())
         return {name: float(value) for name, value in values.items()}
 
     def _scores(self, model, batch, rows, positive_u):
         """Scores [B, N + 1], -inf for padding; with sampled negatives, -inf for what was not sampled."""
-        batch = batch.to(self.config["device"])
         if rows is None:
             scores = model.full_sort_predict(batch).view(-1, self.n_columns)
             scores[:, 0] = -torch.inf
@@ -106,6 +118,14 @@ class Evaluation:
         scores = torch.full((int(positive_u[-1]) + 1, self.n_columns), -torch.inf, device=self.config["device"])
         scores[rows, batch[self.config["ITEM_ID_FIELD"]]] = model.predict(batch)
         return scores
+
+
+def _ranks_by_itself(model_class):
+    """Whether `ranks` speaks for the model: not where a derived class has scores of its own."""
+    for base in model_class.__mro__:
+        if "ranks" in vars(base) or "full_sort_predict" in vars(base):
+            return "ranks" in vars(base)
+    return False
 
 
 class _TrainSide:

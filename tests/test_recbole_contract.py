@@ -206,6 +206,34 @@ class Extremes(Ranks):
         return torch.where(interaction["item_id"] == self.positives[interaction["user_id"]], self.rank, 0.0)
 
 
+class Slow(UniSRec):
+    """The same scores by a method of its own, which must be asked."""
+
+    calls = 0
+
+    def full_sort_predict(self, interaction):
+        self.calls += 1
+        return super().full_sort_predict(interaction)
+
+
+def test_ranks_give_the_metrics_of_scores_and_never_overrule_them(small, workplace, monkeypatch):
+    found = []
+    for model_class in (UniSRec, Slow):
+        for scores_at_once in (1 << 27, 200):  # all users, and five at a time
+            monkeypatch.setattr("engine.evaluate._SCORES", scores_at_once)
+            config = config_for(UniSRec, small, topk=[1, 5, 10], valid_metric="NDCG@10", checkpoint_dir=workplace)
+            dataset = UniSRecDataset(config)
+            evaluation = Evaluation(config, dataset)
+            torch.manual_seed(0)
+            model = model_class(config, dataset)
+            found.append(evaluation(model, "test"))
+            assert len(evaluation.loaders["test"]) == (
+                1 if scores_at_once > 200 else math.ceil(25 / (200 // dataset.item_num))
+            )
+            assert model_class is UniSRec or model.calls == len(evaluation.loaders["test"])
+    assert all(metrics == pytest.approx(found[0], abs=1e-12) for metrics in found) and found[0]["recall@10"] > 0
+
+
 @pytest.mark.parametrize("mode", ["uni5", "pop5"])
 def test_evaluation_with_sampled_negatives(mode, small, workplace):
     eval_args = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": mode}

@@ -433,6 +433,30 @@ def test_the_table_of_items_is_made_once_an_evaluation(stage, folder, monkeypatc
             assert torch.equal(fresh.full_sort_predict(batch), scores)
 
 
+@pytest.mark.parametrize("items_at_once", [1 << 12, 7, 1])
+def test_ranks_count_the_items_that_score_higher(items_at_once, folder, monkeypatch):
+    model, dataset = open_model("transductive_ft", folder)
+    monkeypatch.setattr(unisrec, "_ITEMS_AT_ONCE", items_at_once)
+    (rows,) = loader_batches(dataset, 100)
+    with torch.no_grad():
+        scores = model.full_sort_predict(rows)
+    expected = (scores > scores.gather(1, rows["item_id"][:, None])).sum(1)
+    assert torch.equal(model.ranks(rows), expected) and len(expected.unique()) > 5
+
+
+def test_scores_that_are_no_numbers_rank_last(folder):
+    model, dataset = open_model("transductive_ft", folder)
+    (rows,) = loader_batches(dataset, 100)
+    good = model.ranks(rows)
+    target = rows["item_id"][0].item()
+    model.train().eval()
+    model.item_embedding.weight.data[target] = torch.nan
+    ranks = model.ranks(rows)
+    names_it = (rows["item_id_list"] == target).any(1) | (rows["item_id"] == target)
+    assert (ranks[names_it] == 39).all() and names_it.any(), "its own score, or all of them, are no numbers"
+    assert (ranks[~names_it] >= good[~names_it]).all() and (~names_it).any(), "it stands above everything"
+
+
 def test_scores_have_gradients_where_they_are_asked_for(folder):
     """Also after an evaluation, whose table has none."""
     model, dataset = open_model("inductive_ft", folder)

@@ -1,0 +1,252 @@
+"""Large data: a generated mixture of the published size, and fine-tuning on a generated catalogue of a million items.
+
+    python benchmarks/large.py mixture [--folder DIR]       # 5 shops, 1.36 M users, 447 thousand items, 14 M interactions
+    python benchmarks/large.py catalogue [--folder DIR]     # 1 M items
+
+Text features are 768 wide, float16, 1.5 GB a million items. The data are generated once (into a temporary folder without
+--folder). Items lie in clusters, in their texts too, and users mostly stay in two of them, so there is something to learn.
+Each measurement runs in a process of its own; memory is of that process, pages of the mapped features counted only where
+it says so.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, PROJECT)
+
+import numpy as np  # noqa: E402
+
+WIDTH = 768
+CLUSTER = 100  # items
+# users, items, interactions of the shops that the paper pre-trains on (its table 1)
+SHOPS = {
+    "Food": (115_349, 39_670, 1_027_413),
+    "Home": (731_913, 185_552, 6_451_926),
+    "CDs": (94_010, 64_439, 1_118_563),
+    "Kindle": (138_436, 98_111, 2_204_596),
+    "Movies": (281_700, 59_203, 3_226_731),
+}
+MILLION = (20_000, 1_000_000, 200_000)
+
+
+# -- generated shops -------------------------------------------------------------------------------------------------
+
+
+def write_shop(folder, name, users, items, interactions, variants=1):
+    """Write a data set and its text features with the project's own writers."""
+    import polars as pl
+
+    from dataset.preprocessing.interactions import Interactions
+    from dataset.preprocessing.splits import Rules, write_data_set
+
+    random = np.random.default_rng(items)
+    user, item = _clicks(random, users, items, interactions)
+    raw = [pl.Series([f"{kind}{number}" for number in range(count)]) for kind, count in (("U", users), ("I", items))]
+    order = np.arange(len(user))
+    rows = Interactions(user, item, order, order, *raw)
+    texts = pl.DataFrame({"item": raw[1], "text": [f"item {number}" for number in range(items)]})
+    write_data_set(name, folder, rows, lambda *_: texts, Rules(0, 0, all_items=True), dict)
+    with open(os.path.join(folder, name, f"{name}.item2index"), encoding="utf-8") as file:
+        number = np.array([int(line.split("\t")[0][1:]) for line in file])
+    for variant in range(1, variants + 1):
+        _write_features(random, os.path.join(folder, name, f"{name}.feat{variant}Mean"), number // CLUSTER)
+
+
+def _clicks(random, users, items, interactions):
+    """User and item of each interaction, uint32, a user's own one after another."""
+    lengths = 4 + random.multinomial(interactions - 4 * users, random.dirichlet(np.full(users, 0.5)))
+    user = np.repeat(np.arange(users, dtype=np.uint32), lengths)
+    clusters = -(-items // CLUSTER)
+    favourite = random.integers(0, clusters, (users, 2))[user, random.integers(0, 2, len(user))]
+    within = (CLUSTER * random.random(len(user)) ** 3).astype(np.int64)  # a long tail
+    item = np.where(random.random(len(user)) < 0.1, random.integers(0, items, len(user)), favourite * CLUSTER + within)
+    return user, np.minimum(item, items - 1).astype(np.uint32)
+
+
+def _write_features(random, path, cluster):
+    centres = random.standard_normal((cluster.max() + 1, WIDTH), np.float32)
+    with open(path, "wb") as file:
+        for part in np.array_split(cluster, max(1, len(cluster) // 10_000)):
+            noise = random.standard_normal((len(part), WIDTH), np.float32)
+            file.write((centres[part] + noise).astype(np.float16).tobytes())
+    with open(f"{path}.json", "w", encoding="utf-8") as file:
+        json.dump({"width": WIDTH, "items": len(cluster), "dtype": "float16"}, file)
+
+
+def _prepare(options):
+    """Generate what is not there yet. Returns an empty dict."""
+    from dataset.preprocessing.to_pretrain_atomic_files import write_mixture
+
+    pretrain, downstream = (os.path.join(options.folder, kind) for kind in ("pretrain", "downstream"))
+    shops = SHOPS if options.what == "mixture" else {}
+    for name, sizes in shops.items():
+        if not os.path.isfile(os.path.join(pretrain, name, f"{name}.feat2Mean.json")):
+            write_shop(pretrain, name, *(max(1, int(size * options.scale)) for size in sizes), variants=2)
+    if options.what == "mixture" and not os.path.isfile(os.path.join(pretrain, "FHCKM", "FHCKM.json")):
+        write_mixture(list(SHOPS), pretrain, pretrain, "FHCKM")
+    if options.what == "catalogue" and not os.path.isfile(
+        os.path.join(downstream, "Million", "Million.feat1Mean.json")
+    ):
+        write_shop(downstream, "Million", *(max(1, int(size * options.scale)) for size in MILLION))
+    return {}
+
+
+# -- the mixture -----------------------------------------------------------------------------------------------------
+
+
+def mixture(options):
+    for name in ("first", "warm"):
+        found = _run(options, "load")
+        print(f"loading, {name:8}{found['load']:8.2f} s to the first batch, {found['start']:.2f} s to import before it; "
+              f"resident {found['anonymous']:.2f} GB, {found['mapped']:.2f} GB of mapped files beyond it", flush=True)  # fmt: skip
+    found = _run(options, "pretrain_steps")
+    print(f"pre-training{found['rate']:8,.0f} predictions/s in batches of 8,192; peak {found['peak']:.2f} GB in all, "
+          f"{found['mapped']:.2f} GB of it mapped files", flush=True)  # fmt: skip
+
+
+def _open(stage, folder, name, more):
+    from data import UniSRecDataset
+    from engine.config import build_config
+    from unisrec import UniSRec
+
+    yaml = "pretrain.yaml" if stage == "pretrain" else "finetune.yaml"
+    settings = {"data_path": folder, "train_stage": stage, "show_progress": False, **more}
+    config = build_config(UniSRec, name, ["overall.yaml", "UniSRec.yaml", yaml], settings)
+    return config, UniSRecDataset(config)
+
+
+def _load(options):
+    start = time.perf_counter()
+    import data  # noqa: F401
+    import unisrec  # noqa: F401
+    from engine.setup import sequence_batches
+
+    imported = time.perf_counter()
+    config, dataset = _open("pretrain", os.path.join(options.folder, "pretrain"), "FHCKM", {})
+    next(iter(sequence_batches(config, dataset)))
+    return {"load": time.perf_counter() - imported, "start": imported - start}
+
+
+def _pretrain_steps(options):
+    config, dataset = _open("pretrain", os.path.join(options.folder, "pretrain"), "FHCKM", {})
+    return {"rate": _steps(config, dataset, options.seconds)}
+
+
+def _steps(config, dataset, seconds):
+    """Predictions a second, after two steps of warm-up."""
+    from engine.optimizer import make_optimizer
+    from engine.setup import build_model, sequence_batches
+    from unisrec import UniSRec
+
+    model = build_model(UniSRec, config, dataset).train()
+    optimizer = make_optimizer(config, model)
+    seen = 0
+    for step, batch in enumerate(sequence_batches(config, dataset)):
+        if step == 2:
+            seen, start = 0, time.perf_counter()
+        optimizer.zero_grad()
+        model.calculate_loss(batch).backward()
+        optimizer.step()
+        seen += len(batch)
+        if step > 2 and time.perf_counter() - start > seconds:
+            break
+    return seen / (time.perf_counter() - start)
+
+
+# -- the catalogue ---------------------------------------------------------------------------------------------------
+
+
+def catalogue(options):
+    for stage in ("inductive_ft", "transductive_ft"):
+        found = _run(options, "finetune", stage)
+        print(f"finetune.py, {stage}, 1 epoch, {options.negatives:,} negatives: {found['train']:.0f} s training "
+              f"({found['rate']:,.0f} predictions/s), {found['evaluate']:.0f} s evaluating valid and test; "
+              f"peak {found['peak']:.2f} GB, mapped features included; test recall@10 {found['recall@10']:.4f}", flush=True)  # fmt: skip
+    if options.exact:
+        found = _run(options, "exact_step")
+        print(f"one exact step, inductive_ft: {found['step']:.0f} s, {found['rate']:.1f} predictions/s; "
+              f"peak {found['peak']:.2f} GB", flush=True)  # fmt: skip
+
+
+def _finetune(options):
+    """The command itself; its result file tells what it took."""
+    import finetune
+
+    result = os.path.join(options.folder, f"{options.stage}.json")
+    finetune.main(["-d", "Million", "--data_path", os.path.join(options.folder, "downstream"), "--epochs=1",
+                   f"--train_stage={options.stage}", f"--sampled_negatives={options.negatives}", "--show_progress=False",
+                   f"--checkpoint_dir={os.path.join(options.folder, 'saved')}", f"--result_file={result}"])  # fmt: skip
+    with open(result, encoding="utf-8") as file:
+        found = json.load(file)
+    return {**found["seconds"], "rate": found["rows_per_second"], "recall@10": found["metrics"]["test"]["recall@10"]}
+
+
+def _exact_step(options):
+    from engine.setup import build_model, sequence_batches
+    from unisrec import UniSRec
+
+    config, dataset = _open("inductive_ft", os.path.join(options.folder, "downstream"), "Million", {})
+    model = build_model(UniSRec, config, dataset).train()
+    batch = next(iter(sequence_batches(config, dataset)))
+    start = time.perf_counter()
+    model.calculate_loss(batch).backward()
+    seconds = time.perf_counter() - start
+    return {"step": seconds, "rate": len(batch) / seconds}
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+
+
+def _memory():
+    """Peak of the process, and what is resident now: its own, and pages of mapped files. In GB."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        status = dict(line.split(":", 1) for line in file)
+    keys = {"peak": "VmHWM", "anonymous": "RssAnon", "mapped": "RssFile"}
+    return {name: int(status[key].split()[0]) / 1e6 for name, key in keys.items()}
+
+
+def _run(options, measure, stage="pretrain"):
+    command = [sys.executable, os.path.abspath(__file__), options.what, "--folder", options.folder, "--scale", str(options.scale),
+               "--seconds", str(options.seconds), "--negatives", str(options.negatives), "--stage", stage,
+               "--measure", measure]  # fmt: skip
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+_MEASURES = {
+    "prepare": _prepare,
+    "load": _load,
+    "pretrain_steps": _pretrain_steps,
+    "finetune": _finetune,
+    "exact_step": _exact_step,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("mixture", "catalogue"))
+    parser.add_argument("--folder", help="for the generated data, up to 5 GB (default: a temporary one)")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the generated data (default: 1)")
+    parser.add_argument("--seconds", type=float, default=30, help="of pre-training to measure (default: 30)")
+    parser.add_argument("--negatives", type=int, default=8192, help="sampled negatives (default: 8192)")
+    parser.add_argument("--exact", action="store_true", help="also one exact step over the catalogue, some minutes")
+    parser.add_argument("--measure", choices=_MEASURES, help=argparse.SUPPRESS)
+    parser.add_argument("--stage", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(_MEASURES[options.measure](options) | _memory()))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        options.folder = os.path.abspath(options.folder or temporary)
+        _run(options, "prepare")
+        {"mixture": mixture, "catalogue": catalogue}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()
