@@ -1,18 +1,16 @@
-"""Large data: a generated mixture of the published size, and fine-tuning on a generated catalogue of a million items.
+"""Large data: a generated mixture of the published size, and a generated catalogue of a million items.
 
-    python benchmarks/large.py mixture [--folder DIR]       # 5 shops, 1.36 M users, 447 thousand items, 14 M interactions
-    python benchmarks/large.py catalogue [--folder DIR]     # 1 M items
+    python benchmarks/large.py mixture [--folder DIR]       # 5 shops, 1.36 M users, 447,000 items, 14 M interactions
+    python benchmarks/large.py catalogue [--folder DIR]     # 1 M items, 20,000 users
 
-Text features are 768 wide, float16, 1.5 GB a million items. The data are generated once (into a temporary folder without
---folder). Items lie in clusters, in their texts too, and users mostly stay in two of them, so there is something to learn.
-Each measurement runs in a process of its own; memory is of that process, pages of the mapped features counted only where
-it says so.
+Text features are 768 wide, float16: 1.5 GB a million items. The data are generated once (without --folder: into a
+temporary one). Items lie in clusters, in their texts too, and users mostly stay in two of them, so there is something
+to learn. Each measurement runs in a process of its own; peak memory counts pages of the mapped features that were read.
 """
 
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,8 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, PROJECT)
 
 import numpy as np  # noqa: E402
+
+from benchmarks.measuring import memory, open_data, run, training_rate  # noqa: E402
 
 WIDTH = 768
 CLUSTER = 100  # items
@@ -101,62 +101,30 @@ def _prepare(options):
 
 
 def mixture(options):
-    for name in ("first", "warm"):
+    for name in ("first time", "warm"):
         found = _run(options, "load")
-        print(f"loading, {name:8}{found['load']:8.2f} s to the first batch, {found['start']:.2f} s to import before it; "
-              f"resident {found['anonymous']:.2f} GB, {found['mapped']:.2f} GB of mapped files beyond it", flush=True)  # fmt: skip
-    found = _run(options, "pretrain_steps")
-    print(f"pre-training{found['rate']:8,.0f} predictions/s in batches of 8,192; peak {found['peak']:.2f} GB in all, "
-          f"{found['mapped']:.2f} GB of it mapped files", flush=True)  # fmt: skip
-
-
-def _open(stage, folder, name, more):
-    from data import UniSRecDataset
-    from engine.config import build_config
-    from unisrec import UniSRec
-
-    yaml = "pretrain.yaml" if stage == "pretrain" else "finetune.yaml"
-    settings = {"data_path": folder, "train_stage": stage, "show_progress": False, **more}
-    config = build_config(UniSRec, name, ["overall.yaml", "UniSRec.yaml", yaml], settings)
-    return config, UniSRecDataset(config)
+        _line(f"loading, {name}", f"{found['load']:.2f} s to the first batch", found)
+        print(f"  resident {found['own']:.2f} GB, and {found['mapped']:.2f} GB of mapped files, libraries among them")
+    found = _run(options, "pretraining")
+    _line("pre-training, batches of 8,192", f"{found['rate']:,.0f} predictions/s", found)
 
 
 def _load(options):
-    start = time.perf_counter()
-    import data  # noqa: F401
-    import unisrec  # noqa: F401
+    import unisrec  # noqa: F401  (importing is part of every command's start, not of loading)
     from engine.setup import sequence_batches
 
-    imported = time.perf_counter()
-    config, dataset = _open("pretrain", os.path.join(options.folder, "pretrain"), "FHCKM", {})
+    start = time.perf_counter()
+    config, dataset = _open_mixture(options)
     next(iter(sequence_batches(config, dataset)))
-    return {"load": time.perf_counter() - imported, "start": imported - start}
+    return {"load": time.perf_counter() - start}
 
 
-def _pretrain_steps(options):
-    config, dataset = _open("pretrain", os.path.join(options.folder, "pretrain"), "FHCKM", {})
-    return {"rate": _steps(config, dataset, options.seconds)}
+def _pretraining(options):
+    return {"rate": training_rate(*_open_mixture(options), options.seconds)}
 
 
-def _steps(config, dataset, seconds):
-    """Predictions a second, after two steps of warm-up."""
-    from engine.optimizer import make_optimizer
-    from engine.setup import build_model, sequence_batches
-    from unisrec import UniSRec
-
-    model = build_model(UniSRec, config, dataset).train()
-    optimizer = make_optimizer(config, model)
-    seen = 0
-    for step, batch in enumerate(sequence_batches(config, dataset)):
-        if step == 2:
-            seen, start = 0, time.perf_counter()
-        optimizer.zero_grad()
-        model.calculate_loss(batch).backward()
-        optimizer.step()
-        seen += len(batch)
-        if step > 2 and time.perf_counter() - start > seconds:
-            break
-    return seen / (time.perf_counter() - start)
+def _open_mixture(options):
+    return open_data("pretrain", os.path.join(options.folder, "pretrain"), "FHCKM")
 
 
 # -- the catalogue ---------------------------------------------------------------------------------------------------
@@ -165,13 +133,12 @@ def _steps(config, dataset, seconds):
 def catalogue(options):
     for stage in ("inductive_ft", "transductive_ft"):
         found = _run(options, "finetune", stage)
-        print(f"finetune.py, {stage}, 1 epoch, {options.negatives:,} negatives: {found['train']:.0f} s training "
-              f"({found['rate']:,.0f} predictions/s), {found['evaluate']:.0f} s evaluating valid and test; "
-              f"peak {found['peak']:.2f} GB, mapped features included; test recall@10 {found['recall@10']:.4f}", flush=True)  # fmt: skip
+        _line(f"finetune.py, {stage}, 1 epoch", f"{found['rate']:,.0f} predictions/s", found)
+        took = f"{found['train']:.0f} s training, {found['evaluate']:.0f} s valid and test"
+        print(f"  {options.negatives:,} negatives; {took}; test recall@10 {found['recall@10']:.4f}", flush=True)
     if options.exact:
-        found = _run(options, "exact_step")
-        print(f"one exact step, inductive_ft: {found['step']:.0f} s, {found['rate']:.1f} predictions/s; "
-              f"peak {found['peak']:.2f} GB", flush=True)  # fmt: skip
+        found = _run(options, "exact_step", "inductive_ft")
+        _line("one exact step, inductive_ft", f"{found['rate']:,.0f} predictions/s", found)
 
 
 def _finetune(options):
@@ -179,50 +146,45 @@ def _finetune(options):
     import finetune
 
     result = os.path.join(options.folder, f"{options.stage}.json")
-    finetune.main(["-d", "Million", "--data_path", os.path.join(options.folder, "downstream"), "--epochs=1",
-                   f"--train_stage={options.stage}", f"--sampled_negatives={options.negatives}", "--show_progress=False",
-                   f"--checkpoint_dir={os.path.join(options.folder, 'saved')}", f"--result_file={result}"])  # fmt: skip
+    settings = {
+        "data_path": os.path.join(options.folder, "downstream"),
+        "checkpoint_dir": os.path.join(options.folder, "saved"),
+        "result_file": result,
+        "train_stage": options.stage,
+        "sampled_negatives": options.negatives,
+        "epochs": 1,
+        "show_progress": False,
+    }
+    finetune.main(["-d", "Million", *(f"--{key}={value}" for key, value in settings.items())])
     with open(result, encoding="utf-8") as file:
         found = json.load(file)
     return {**found["seconds"], "rate": found["rows_per_second"], "recall@10": found["metrics"]["test"]["recall@10"]}
 
 
 def _exact_step(options):
-    from engine.setup import build_model, sequence_batches
-    from unisrec import UniSRec
-
-    config, dataset = _open("inductive_ft", os.path.join(options.folder, "downstream"), "Million", {})
-    model = build_model(UniSRec, config, dataset).train()
-    batch = next(iter(sequence_batches(config, dataset)))
-    start = time.perf_counter()
-    model.calculate_loss(batch).backward()
-    seconds = time.perf_counter() - start
-    return {"step": seconds, "rate": len(batch) / seconds}
+    folder = os.path.join(options.folder, "downstream")
+    return {"rate": training_rate(*open_data(options.stage, folder, "Million"), seconds=0, warm_up=0)}
 
 
 # -- processes -------------------------------------------------------------------------------------------------------
 
 
-def _memory():
-    """Peak of the process, and what is resident now: its own, and pages of mapped files. In GB."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        status = dict(line.split(":", 1) for line in file)
-    keys = {"peak": "VmHWM", "anonymous": "RssAnon", "mapped": "RssFile"}
-    return {name: int(status[key].split()[0]) / 1e6 for name, key in keys.items()}
+def _line(what, speed, found):
+    print(f"{what:40}{speed:>30}   peak {found['gigabytes']:.2f} GB", flush=True)
 
 
 def _run(options, measure, stage="pretrain"):
-    command = [sys.executable, os.path.abspath(__file__), options.what, "--folder", options.folder, "--scale", str(options.scale),
-               "--seconds", str(options.seconds), "--negatives", str(options.negatives), "--stage", stage,
-               "--measure", measure]  # fmt: skip
-    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(run.stdout.splitlines()[-1])
+    return run(
+        os.path.abspath(__file__),
+        [options.what, "--folder", options.folder, "--scale", options.scale, "--seconds", options.seconds]
+        + ["--negatives", options.negatives, "--measure", measure, "--stage", stage],
+    )
 
 
 _MEASURES = {
     "prepare": _prepare,
     "load": _load,
-    "pretrain_steps": _pretrain_steps,
+    "pretraining": _pretraining,
     "finetune": _finetune,
     "exact_step": _exact_step,
 }
@@ -240,7 +202,7 @@ def main():
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(_MEASURES[options.measure](options) | _memory()))
+        print(json.dumps(_MEASURES[options.measure](options) | memory()))
         return
     with tempfile.TemporaryDirectory() as temporary:
         options.folder = os.path.abspath(options.folder or temporary)

@@ -12,13 +12,14 @@ memory is of the whole process.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, PROJECT)
+
+from benchmarks.measuring import memory, open_data, run, training_rate  # noqa: E402
 
 FINETUNING = ("transductive_ft", "inductive_ft")
 PRETRAIN_ROWS = 1024  # of the reference: the published 8,192 need 29 GB
@@ -28,7 +29,7 @@ EVALUATION_ROWS = 2048  # the published batch of an evaluation
 def main():
     options = _parser().parse_args()
     if options.measure:
-        print(json.dumps(_MEASURES[options.measure](options) | {"gigabytes": _peak()}))
+        print(json.dumps(_MEASURES[options.measure](options) | memory()))
         return
     if options.dataset == "Drama" and not options.data:
         options.data = _movielens()
@@ -82,16 +83,11 @@ def _line(what, found):
 
 def _run(options, measure, stage, mode="sequences"):
     """One measurement in a process of its own. Returns dict."""
-    start = time.perf_counter()
-    command = [sys.executable, os.path.abspath(__file__), "-d", options.dataset, "-m", options.mixture,
-               "--data", options.data, "--seconds", str(options.seconds), "--measure", measure, "--stage", stage,
-               "--mode", mode]  # fmt: skip
-    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return {"seconds": time.perf_counter() - start} | json.loads(run.stdout.splitlines()[-1])
-
-
-def _peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return run(
+        os.path.abspath(__file__),
+        ["-d", options.dataset, "-m", options.mixture, "--data", options.data, "--seconds", options.seconds]
+        + ["--measure", measure, "--stage", stage, "--mode", mode],
+    )
 
 
 def _movielens():
@@ -108,46 +104,14 @@ def _movielens():
 
 def _open(options):
     """(config, data set) of the stage."""
-    from data import UniSRecDataset
-    from engine.config import build_config
-    from unisrec import UniSRec
-
     pretrain = options.stage == "pretrain"
-    config = build_config(
-        UniSRec,
-        options.mixture if pretrain else options.dataset,
-        ["overall.yaml", "UniSRec.yaml", "pretrain.yaml" if pretrain else "finetune.yaml"],
-        {
-            "data_path": os.path.join(options.data, "pretrain" if pretrain else "downstream"),
-            "train_stage": options.stage,
-            "train_mode": options.mode,
-            "show_progress": False,
-        },
-    )
-    return config, UniSRecDataset(config)
+    folder = os.path.join(options.data, "pretrain" if pretrain else "downstream")
+    name = options.mixture if pretrain else options.dataset
+    return open_data(options.stage, folder, name, train_mode=options.mode)
 
 
 def _train(options):
-    """Train for some seconds after two steps of warm-up, batches made in time that counts. Returns dict."""
-    from engine.optimizer import make_optimizer
-    from engine.setup import build_model, sequence_batches
-    from unisrec import UniSRec
-
-    config, dataset = _open(options)
-    model = build_model(UniSRec, config, dataset).train()
-    optimizer = make_optimizer(config, model)
-    batches = sequence_batches(config, dataset)
-    seen, steps, start = 0, 0, time.perf_counter()
-    while True:
-        for batch in batches:
-            if steps == 2:
-                seen, start = 0, time.perf_counter()
-            optimizer.zero_grad(set_to_none=True)
-            model.calculate_loss(batch.to(config["device"])).backward()
-            optimizer.step()
-            seen, steps = seen + len(batch), steps + 1
-            if steps > 2 and time.perf_counter() - start > options.seconds:
-                return {"rate": seen / (time.perf_counter() - start)}
+    return {"rate": training_rate(*_open(options), options.seconds)}
 
 
 def _reference(config, dataset):
