@@ -9,7 +9,9 @@ import torch
 from benchmarks.reference import ReferenceUniSRec
 from engine.checkpoint import to_published_layout
 from tests.conftest import small_config
+from tests.small_data import write_downstream, write_mixture
 from tests.test_golden import GRADIENT_TOLERANCE, LOSS_TOLERANCE, ids_of, open_stage
+from tests.test_unisrec import WINDOW, one_batch, open_model
 
 
 def open_reference(stage, golden, golden_folder):
@@ -23,6 +25,39 @@ def open_reference(stage, golden, golden_folder):
     reference = ReferenceUniSRec(config, features, dataset.catalogue.n_items + 1).eval()
     reference.load_state_dict(to_published_layout(model.state_dict()))
     return reference, model, dataset
+
+
+@pytest.mark.parametrize("mode", ["sequences", "rows"])
+@pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft", "pretrain"])
+def test_the_fast_model_has_the_loss_and_gradients_of_the_reference(stage, mode, tmp_path):
+    """On every row of a training file, no dropout; histories longer than the window are cut exactly (stride 1)."""
+    write_downstream(tmp_path, users=14, window=WINDOW, longest=16, repeat=(0, 1, 20))
+    write_mixture(tmp_path, users=6, window=WINDOW, longest=14)
+    model, dataset = open_model(stage, str(tmp_path))
+    count = dataset.catalogue.n_items
+    features = dataset.features.lookup(torch.arange(1, count * (2 if stage == "pretrain" else 1) + 1))
+    features = torch.cat([torch.zeros_like(features[:1]), features])
+    reference = ReferenceUniSRec(dataset.config, features, count + 1).eval()
+    reference.load_state_dict(to_published_layout(model.state_dict()))
+    train = dataset.build()[0]
+    rows = train[np.arange(len(train))]
+    history = rows["item_id_list"], rows["item_length"]
+    batch = one_batch(dataset, mode)
+    if stage == "pretrain":
+        batch.owners = torch.arange(len(batch))  # the published loss has other targets of a user as negatives
+        loss = reference.pretrain_loss(*history, rows["item_id"], *history)
+    else:
+        loss = reference.finetune_loss(*history, rows["item_id"])
+    loss.backward()
+    ours = model.calculate_loss(batch)
+    ours.backward()
+    assert ours.item() == pytest.approx(loss.item(), rel=LOSS_TOLERANCE)
+    found = to_published_layout({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    expected = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    assert found.keys() == expected.keys() and len(found) > 40 and largest > 1e-3
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= 1e-5 * largest, name
 
 
 def recorded_gradients(golden, prefix):
