@@ -2,11 +2,13 @@
 
 import logging
 import os
+import signal
 import socket
 
 import torch
 
 from common.errors import UserError, run_command
+from common.processes import PREEMPTED, joined
 from data import UniSRecDataset
 from engine.config import parse_command_line
 from pretrain import USAGE as PRETRAIN_USAGE
@@ -15,15 +17,17 @@ from pretrain import configure, pretrain
 USAGE = (
     """
 CUDA_VISIBLE_DEVICES=0,1,2,3 python ddp_pretrain.py [-d FHCKM] [-p 12355] [--nproc N] [--key=value ...]
-torchrun --nproc_per_node=N ddp_pretrain.py [-d FHCKM] [--key=value ...]
+torchrun --nproc_per_node=N [--max_restarts=3] ddp_pretrain.py [-d FHCKM] [--key=value ...]
 
   -p, --port PORT       of this machine, for the processes to find each other (default: a free one)
   --nproc N             processes; default: one per visible GPU. Without a GPU, N processes share the CPU (gloo).
-One process of the run computes what pretrain.py would on its share of each batch; train_batch_size is that of all.
+All processes together compute what pretrain.py would; train_batch_size is that of all. A restart by torchrun goes on
+from the last checkpoint. SIGTERM saves and ends the run with code 75.
 """
     + PRETRAIN_USAGE
 )
 SHORT = {"-d": "dataset", "-p": "port"}
+GRACE = 10  # seconds that the other processes get to end when one has
 
 
 def main(argv):
@@ -31,7 +35,7 @@ def main(argv):
     port, processes = options.pop("port", None), options.pop("nproc", None)
     config = configure(options)
     if "LOCAL_RANK" in os.environ:  # torchrun has started us
-        work(int(os.environ["RANK"]), config)
+        work(config)
         return
     processes = _number("nproc", processes if processes is not None else torch.cuda.device_count() or 1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port(port)), WORLD_SIZE=str(processes))
@@ -39,34 +43,55 @@ def main(argv):
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of each process it ends
     if not torch.cuda.is_available():
         print(f"no GPU: {processes} process{'es' if processes > 1 else ''} on the CPU (gloo); --nproc N changes that")
+    spawn(options, processes)
+
+
+def spawn(options, processes):
+    """Start the processes and wait for them; if one ends before its time, end the others within seconds.
+
+    Raises:
+        UserError: the processes made a mistake that the user can mend; it is told once.
+        SystemExit: a process was killed, or all were told to stop.
+    """
     mistakes = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    context = torch.multiprocessing.spawn(_spawned, (options, mistakes), nprocs=processes, join=False)
+
+    def pass_on(number, frame):
+        for process in context.processes:
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        torch.multiprocessing.spawn(_spawned, (options, mistakes), nprocs=processes)
-    except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException):
-        if mistakes.empty():
-            raise
-        raise UserError(mistakes.get()) from None  # all processes make the same mistake; it is told once
+        while not context.join(grace_period=GRACE):
+            pass
+    except torch.multiprocessing.ProcessExitedException as end:
+        if not mistakes.empty():
+            raise UserError(mistakes.get()) from None
+        if end.exit_code == PREEMPTED:
+            raise SystemExit(PREEMPTED) from None
+        how = f"was killed ({end.signal_name})" if end.signal_name else f"ended with code {end.exit_code}"
+        raise SystemExit(
+            f"error: process {end.error_index} of {processes} {how}, the others were stopped; "
+            "go on from the last checkpoint with --resume"
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _spawned(rank, options, mistakes):
     """One process of a run that this command started."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     try:
-        work(rank, configure(options))
+        work(configure(options))
     except UserError as mistake:
         mistakes.put(str(mistake))
         raise SystemExit(2) from None
 
 
-def work(rank, config):
+def work(config):
     """Join the others and pre-train."""
-    from common.processes import start_process_group
-
-    start_process_group()
-    try:
+    with joined():
         pretrain(config)
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def _number(key, value):

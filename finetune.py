@@ -20,12 +20,14 @@ SHORT = {"-d": "dataset", "-p": "pretrained", "-f": "fix_enc"}
 
 def main(argv):
     options = parse_command_line(argv, SHORT, USAGE)
+    from common.processes import joined
     from engine.finetuning import finetune
     from unisrec import UniSRec
 
     dataset = take_option(options, "dataset", "Scientific")
     config = build_config(UniSRec, dataset, ["overall.yaml", "UniSRec.yaml", "finetune.yaml"], options)
-    finetune(config)
+    with joined():
+        finetune(config)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def in_batch_contrastive(query, key, targets, owners, temperature, weights=None,
     return _CrossEntropy.apply(query / temperature, all_keys, place, share, leave_out)
 
 
-def catalogue_cross_entropy(query, candidates, targets, temperature, weights=None, log_counts=None):
+def catalogue_cross_entropy(query, candidates, targets, temperature, weights=None, log_counts=None, gather=keep_local):
     """Cross entropy of cos(s, t) / temperature over the candidates (paper, equations 9 and 10).
 
     Args:
@@ -63,18 +63,22 @@ def catalogue_cross_entropy(query, candidates, targets, temperature, weights=Non
         weights (float [B] or None): how often each query counts.
         log_counts (float [N] or None): the logarithm of how many items each candidate stands for, itself included,
             where the candidates are a sample of a catalogue (see `draw_others`); 0 for every target.
+        gather (callable): as in `in_batch_contrastive`; each process has queries of its own and all candidates.
 
     Returns:
-        float []: the mean.
+        float []: the mean over the queries of all processes, times the number of processes where gradients are
+        averaged over them; for one process the plain mean.
     """
     query, candidates = F.normalize(query.float(), dim=-1), F.normalize(candidates.float(), dim=-1)
-    share = torch.full_like(query[:, 0], 1 / len(query)) if weights is None else weights / weights.sum()
+    count = torch.ones_like(query[:, 0]) if weights is None else weights.float()
+    (all_count,), _, processes = gather(count)
+    share = count * (processes / all_count.sum())
 
     def correct(here, logits):
         logits += log_counts
 
     change = None if log_counts is None else correct
-    return _CrossEntropy.apply(query / temperature, candidates, targets, share.float(), change)
+    return _CrossEntropy.apply(query / temperature, candidates, targets, share, change)
 
 
 def draw_others(named, n_items, count):

@@ -16,7 +16,12 @@ SHORT = {"-d": "dataset"}
 
 
 def main(argv):
-    pretrain(configure(parse_command_line(argv, SHORT, USAGE)))
+    options = parse_command_line(argv, SHORT, USAGE)
+    from common.processes import joined
+
+    config = configure(options)
+    with joined():
+        pretrain(config)
 
 
 def configure(options):
@@ -36,8 +41,8 @@ def configure(options):
 
 def pretrain(config):
     """Pre-train and save. Returns the path of the last checkpoint."""
-    from common.processes import gather, rank, world_size
-    from engine.checkpoint import load_weights, read_checkpoint
+    from common.processes import gather, rank, started_again, world_size
+    from engine.checkpoint import latest_of_run, load_weights, read_checkpoint
     from engine.setup import build_model, open_dataset, sequence_batches, set_seeds, start_logging
     from engine.trainer import Trainer
     from unisrec import UniSRec
@@ -51,10 +56,12 @@ def pretrain(config):
     path = os.path.join(config["checkpoint_dir"], f"UniSRec-{config['dataset']}-{{epoch}}.pth")
     trainer = Trainer(config, model, path)
     set_seeds(config["seed"], rank())
-    if config["resume"]:
-        checkpoint = read_checkpoint(config["resume"])
-        load_weights(model, checkpoint, config["resume"])
-        trainer.resume(checkpoint, config["resume"])
+    resume = latest_of_run(path, config) if started_again() else None
+    resume = resume or config["resume"]
+    if resume:
+        checkpoint = read_checkpoint(resume)
+        load_weights(model, checkpoint, resume)
+        trainer.resume(checkpoint, resume)
     trainer.fit(batches, save_step=config["save_step"])
     return path.format(epoch=config["epochs"])
 

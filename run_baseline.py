@@ -1,6 +1,8 @@
 """Train and test a sequential model of RecBole's under UniSRec's protocol: python run_baseline.py -m SASRec -d NAME"""
 
-from common.errors import run_command
+import os
+
+from common.errors import UserError, run_command
 from engine.config import build_config, parse_command_line, take_option
 
 USAGE = """
@@ -24,6 +26,8 @@ def main(argv):
         ["overall.yaml", "finetune.yaml"],
         options,
     )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("run_baseline.py: runs as one process; start it without torchrun")
     run_baseline(config)
 
 

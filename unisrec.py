@@ -331,6 +331,11 @@ class UniSRec(AllPositions, SASRec):
         parts = features.split(_ITEMS_KEPT)
         return torch.cat([checkpoint(lambda x: self.moe_adaptor(x.float()), x, use_reentrant=False) for x in parts])
 
+    def _adapt(self, rows):
+        """Represent some rows of the catalogue, int64 [U] -> float [U, H]."""
+        table = self.moe_adaptor(self.plm_embedding[rows].float())
+        return table + self.item_embedding(rows + 1) if self.train_stage == "transductive_ft" else table
+
     def item_representations(self, ids):
         """Represent items, each distinct one adapted once.
 
@@ -375,31 +380,49 @@ class UniSRec(AllPositions, SASRec):
         """
         if isinstance(batch, Interaction):
             batch = _RowsAsBatch(batch[self.ITEM_SEQ], batch[self.ITEM_SEQ_LEN], batch[self.POS_ITEM_ID])
-        return self.pretrain_loss(batch) if self.train_stage == "pretrain" else self.finetune_loss(batch)
+        if self.train_stage == "pretrain":
+            return self.pretrain_loss(batch, self.represent(batch))
+        return self.finetune_loss(batch)
 
-    def pretrain_loss(self, batch):
-        """Sequence-to-item and sequence-to-sequence contrast (paper, section 2.2.3)."""
+    def represent(self, batch):
+        """What the loss compares of a batch, each float [P, H]: the states, and in pre-training their target items and
+        the states of their second views. A batch may be represented part by part, its loss is of the whole."""
+        if self.train_stage != "pretrain":
+            ids, places = _distinct(batch.items)
+            table = self._adapt(ids - 1)
+            return [self.encode_scored([F.embedding(place, table) for place in places], batch.scored)]
         buckets = len(batch.items)
         vectors = self.item_representations([*batch.items, *batch.augmented_items, batch.targets])
         states = self.encode_scored(vectors[:buckets], batch.scored)
-        views = self.encode_scored(vectors[buckets:-1], batch.augmented_scored)
+        return [states, vectors[-1], self.encode_scored(vectors[buckets:-1], batch.augmented_scored)]
+
+    def compare(self, batch, represented):
+        """The loss of a batch from what `represent` gave for its parts, joined."""
+        if self.train_stage == "pretrain":
+            return self.pretrain_loss(batch, represented)
+        return self.finetune_loss(batch, *represented)
+
+    def pretrain_loss(self, batch, represented):
+        """Sequence-to-item and sequence-to-sequence contrast (paper, section 2.2.3)."""
+        states, *keys = represented
         to_item, to_view = (
             in_batch_contrastive(states, key, batch.targets, batch.owners, self.temperature, batch.weights, self.gather)
-            for key in (vectors[-1], views)
+            for key in keys
         )
         return to_item + self.lam * to_view
 
-    def finetune_loss(self, batch):
+    def finetune_loss(self, batch, states=None):
         """Cross entropy over the catalogue, padding excluded (paper, section 2.3). With `sampled_negatives`, over the
         batch's items and that many others, each of which stands for its share of the rest."""
-        ids = [*batch.items, batch.targets]
+        ids = [*(batch.items if states is None else ()), batch.targets]
         if self.sampled_negatives:
             table, places, log_counts = self._sampled_table(ids)
         else:
             table, places, log_counts = self.item_table(), [(part - 1).clamp(min=0) for part in ids], None
         *histories, targets = places
-        states = self.encode_scored([F.embedding(history, table) for history in histories], batch.scored)
-        return catalogue_cross_entropy(states, table, targets, self.temperature, batch.weights, log_counts)
+        if states is None:
+            states = self.encode_scored([F.embedding(history, table) for history in histories], batch.scored)
+        return catalogue_cross_entropy(states, table, targets, self.temperature, batch.weights, log_counts, self.gather)
 
     def _sampled_table(self, ids):
         """Represent the items of a batch and a sample of the others, and no more.
@@ -409,11 +432,8 @@ class UniSRec(AllPositions, SASRec):
         """
         named, places = _distinct(ids)
         others, log_share = draw_others(named - 1, self.n_items - 1, self.sampled_negatives)
-        rows = torch.cat([named - 1, others])
-        table = self.moe_adaptor(self.plm_embedding[rows].float())
-        if self.train_stage == "transductive_ft":
-            table = table + self.item_embedding(rows + 1)
-        log_counts = table.new_zeros(len(rows), dtype=torch.float32)
+        table = self._adapt(torch.cat([named - 1, others]))
+        log_counts = table.new_zeros(len(table), dtype=torch.float32)
         log_counts[len(named) :] = log_share
         return table, places, log_counts
 

@@ -1,9 +1,13 @@
 """The processes of a distributed run, and joining tensors over them with gradients."""
 
+import contextlib
 import os
+import signal
 
 import torch
 import torch.distributed as dist
+
+PREEMPTED = 75  # exit code of a run that was told to stop and can go on (EX_TEMPFAIL of sysexits.h)
 
 
 def rank():
@@ -26,7 +30,72 @@ def start_process_group():
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group(backend)
+    # torchrun's static rendezvous keeps its store when it restarts, with the addresses of processes that are gone
+    store, number, count = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count)
+
+
+@contextlib.contextmanager
+def joined():
+    """Be one of the processes that torchrun, or `ddp_pretrain.py`, has started while the block runs; else do nothing.
+
+    After a failure the group is left as it is: taking leave would wait for the others.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        yield
+        return
+    start_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+def started_again():
+    """Whether torchrun has started this process in the place of one that failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def from_main(value):
+    """What the main process has, anything that can be pickled."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def broadcast(tensors):
+    """Give all processes the main one's tensors, in place."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+class Preemption:
+    """Notes in its block that a scheduler wants this process to stop (SIGTERM), so that all can stop at one place."""
+
+    def __init__(self):
+        self._told = False
+
+    def __enter__(self):
+        # Python takes signals in its main thread only; elsewhere there is nothing to note
+        with contextlib.suppress(ValueError):
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(ValueError, AttributeError):
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, number, frame):
+        self._told = True
+
+    def asked(self, device):
+        """Whether any process has been told; all processes call it, and get the same answer."""
+        if not dist.is_initialized():
+            return self._told
+        told = torch.tensor(int(self._told), device=device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return bool(told)
 
 
 def gather_objects(value):

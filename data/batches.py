@@ -4,6 +4,7 @@ A batch holds integers only: item ids, which positions are scored, their targets
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 import torch
@@ -49,6 +50,42 @@ class SequenceBatch:
                 moved[field.name] = None if value is None else value.to(device, non_blocking=True)
         return SequenceBatch(**moved)
 
+    def split(self, count):
+        """Cut the batch, between rows, into at most so many parts of about equal work, in order. Returns a list."""
+        rows = [len(items) for items in self.items]
+        work = np.cumsum(np.repeat([items.size(1) for items in self.items], rows))
+        cuts = np.searchsorted(work, work[-1] * np.arange(1, count) / count) + 1
+        bounds = np.unique(np.minimum([0, *cuts, len(work)], len(work))).tolist()
+        return [self._rows(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+    def _rows(self, start, stop):
+        """The rows start..stop, counted over all buckets."""
+        parts, before, done = {"items": [], "scored": [], "augmented_items": [], "augmented_scored": []}, 0, 0
+        chosen = []  # predictions
+        for bucket, items in enumerate(self.items):
+            low, high = max(0, start - before), min(len(items), stop - before)
+            edges = torch.tensor([low, high]) * items.size(1)
+            first, last = torch.searchsorted(self.scored[bucket], edges).tolist()
+            if low < high:
+                parts["items"].append(items[low:high])
+                parts["scored"].append(self.scored[bucket][first:last] - low * items.size(1))
+                chosen.append(slice(done + first, done + last))
+                if self.augmented_items:
+                    view = self.augmented_items[bucket]
+                    parts["augmented_items"].append(view[low:high])
+                    parts["augmented_scored"].append(self.augmented_scored[bucket][first:last] - low * view.size(1))
+            before, done = before + len(items), done + len(self.scored[bucket])
+        return SequenceBatch(
+            parts["items"],
+            parts["scored"],
+            *(
+                None if column is None else torch.cat([column[part] for part in chosen])
+                for column in (self.targets, self.weights, self.owners)
+            ),
+            parts["augmented_items"] or None,
+            parts["augmented_scored"] or None,
+        )
+
 
 class SequenceBatches:
     """Iterates over an epoch's batches in an order that seed and epoch fix.
@@ -85,10 +122,13 @@ class SequenceBatches:
         self.sequences, self.batch_size, self.seed = sequences, batch_size, seed
         self.augment_ratios, self.n_items = augment_ratios, n_items
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
-        self.starts, self.ends, self.firsts, self.owners = cut_windows(sequences, window, mode, stride)
-        self.predictions = _predictions(sequences, self.firsts, self.ends)
+        windows = cut_windows(sequences, window, mode, stride)
+        predictions = _predictions(sequences, windows[2], windows[1])
+        small = np.int32 if len(sequences.items) < 1 << 31 else np.int64  # each process holds these
+        self.starts, self.ends, self.firsts, self.owners = (column.astype(small) for column in windows)
+        self.predictions = predictions.astype(small)
         self.weighted = bool((sequences.weights > 1).any())
-        self.epoch = 0
+        self.epoch = self.first = 0
 
     def __len__(self):
         # a stretch that is read at once is never split, so there are no more batches than those
@@ -96,18 +136,25 @@ class SequenceBatches:
 
     def set_epoch(self, epoch):
         """Choose the epoch (from 0 on) that the next iteration goes through."""
-        self.epoch = epoch
+        self.epoch, self.first = epoch, 0
+
+    def skip(self, count):
+        """Leave out the first batches of the next iteration, which a stopped training has behind it."""
+        self.first = count
 
     def __iter__(self):
         generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(len(self.starts)) if self.shuffle else np.arange(len(self.starts))
-        done = np.cumsum(self.predictions[order])
+        order = np.arange(len(self.starts), dtype=self.starts.dtype)
+        if self.shuffle:
+            generator.shuffle(order)
+        done = np.cumsum(self.predictions[order], dtype=np.int64)
         numbers = np.arange(1, len(self))
         cuts = np.searchsorted(done, done[-1] * numbers / len(self))
         # no batch is empty, not even where one sequence has more predictions than a batch
         cuts = np.maximum.accumulate(np.maximum(cuts - numbers, 0)) + numbers
         cuts = np.minimum(cuts, len(order) - len(self) + numbers)
-        for number, part in enumerate(np.split(order, cuts)):
+        del done
+        for number, part in enumerate(np.split(order, cuts)[self.first :], start=self.first):
             # the augmentation has a generator of its own for each rank, so no two sequences share a draw
             own = np.random.default_rng([self.seed, self.epoch, number, self.rank, 1])
             mine = part[self.rank :: self.world_size]

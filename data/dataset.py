@@ -196,6 +196,13 @@ class UniSRecDataset(SequentialDataset):
         self._positions, self._row_sequences = self._positions[order], self._row_sequences[order]
         self._columns = None
 
+    def share(self, rank, world_size):
+        """Keep every world_size-th row from the rank-th on."""
+        self._positions, self._row_sequences = (
+            rows[rank::world_size] for rows in (self._positions, self._row_sequences)
+        )
+        self._columns = None
+
     def join(self, df):
         """RecBole adds user and item attributes here; there are none."""
         return df

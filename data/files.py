@@ -3,9 +3,9 @@
 import hashlib
 import io
 import os
-import zipfile
 
 import numpy as np
+import torch
 
 from common.errors import UserError
 from common.files import atomic_path
@@ -14,7 +14,7 @@ from data.sequences import Sequences, fold_rows
 _FIELDS = ("user_id:token", "item_id_list:token_seq", "item_id:token")
 _CHUNK = 1 << 26  # bytes of text parsed at a time
 _LONGEST_HEADER = 1 << 16
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 DOMAIN = 1 << 32  # mixtures: a number is domain * DOMAIN + index
 
 
@@ -42,7 +42,7 @@ def load_sequences(path, catalogue, is_mixture, show_progress=False):
         return cached
     sequences = _parse(path, catalogue, is_mixture, show_progress)
     _write_cache(cache, key, sequences)
-    return sequences
+    return _read_cache(cache, key) or sequences
 
 
 def largest_numbers(path, is_mixture, n_domains):
@@ -165,28 +165,28 @@ def _cache_path(path):
     """Beside the data where that folder can be written to, else in the user's own cache folder."""
     folder = os.path.dirname(os.path.abspath(path))
     if os.access(folder, os.W_OK):
-        return os.path.join(folder, ".unisrec-cache", os.path.basename(path) + ".npz")
+        return os.path.join(folder, ".unisrec-cache", os.path.basename(path) + ".pt")
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     name = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:16]
-    return os.path.join(home, "unisrec", f"{name}-{os.path.basename(path)}.npz")
+    return os.path.join(home, "unisrec", f"{name}-{os.path.basename(path)}.pt")
 
 
 def _read_cache(cache, key):
+    """The sequences of a cache, mapped: processes of one machine share them. None where it is of another file."""
     try:
-        with open(cache, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            if str(stored["key"]) != key:
-                return None
-            return Sequences(
-                **{name: stored[name] for name in ("offsets", "items", "weights", "users")},
-                window=int(stored["window"]),
-            )
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        stored = torch.load(cache, map_location="cpu", mmap=True, weights_only=True)
+        if stored["key"] != key:
+            return None
+        arrays = {name: tensor.numpy() for name, tensor in stored["arrays"].items()}
+        return Sequences(**arrays, window=stored["window"])
+    except Exception:
         return None  # none there, or half of one: it is only a cache
 
 
 def _write_cache(cache, key, sequences):
+    arrays = {name: torch.from_numpy(array) for name, array in vars(sequences).items() if name != "window"}
     try:
-        with atomic_path(cache) as temporary, open(temporary, "wb") as file:
-            np.savez(file, key=key, **vars(sequences))
-    except (OSError, UserError):
-        pass  # a read-only home: the next run parses again
+        with atomic_path(cache) as temporary:
+            torch.save({"key": key, "window": sequences.window, "arrays": arrays}, temporary)
+    except (OSError, UserError, RuntimeError):
+        pass  # a read-only home, a full disk: the next run parses again

@@ -1,6 +1,7 @@
 """Checkpoints: weights and plain data. Loading runs nothing that a file names, and accounts for every tensor."""
 
 import collections
+import glob
 import logging
 import os
 import pickle
@@ -21,6 +22,7 @@ _SIZES = {  # which setting a tensor's shape tells, and where
     "n_exps": ("moe_adaptor.experts.bias", 0),
     "text width (encoder)": ("moe_adaptor.experts.bias", 1),
 }
+_NOT_OF_A_RUN = dict.fromkeys(("epochs", "resume", "show_progress"))  # settings that may differ between its parts
 logger = logging.getLogger(__name__)
 
 
@@ -92,6 +94,29 @@ def read_checkpoint(path):
         ) from None
     content.setdefault("item_tokens", None)
     return content
+
+
+def latest_of_run(pattern, config):
+    """The checkpoint that went furthest of a training with these very settings, from which it can go on.
+
+    Args:
+        pattern (str): the files, with `{epoch}` in the name.
+        config (Config): the training's; how many epochs it is to have may differ.
+
+    Returns:
+        str or None
+    """
+    found = []
+    for path in glob.glob(glob.escape(pattern).replace("{epoch}", "*")):
+        try:
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except Exception:  # whatever is wrong with it, it is none to go on from
+            continue
+        if content.get("format") == FORMAT and "optimizer" in content:
+            same = {**content["config"], **_NOT_OF_A_RUN} == {**config.plain(), **_NOT_OF_A_RUN}
+            if same and content["epoch"] < config["epochs"]:
+                found.append((content["progress"]["epoch"], content["progress"]["batch"], path))
+    return max(found)[-1] if found else None
 
 
 def _is_named_tensor(item):

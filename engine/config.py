@@ -42,7 +42,7 @@ _TESTS = {  # what a value must be, in words and as a test
     "names, such as [Recall, NDCG]": lambda value: value and all(type(name) is str for name in _as_list(value)),
 }
 _EXPECTED = {  # key: what its value must be; one that is missing here may be anything of its kind
-    **dict.fromkeys(("train_batch_size", "eval_batch_size", "eval_step", "stopping_step"), "1 or more"),
+    **dict.fromkeys(("train_batch_size", "eval_batch_size", "eval_step", "stopping_step", "accumulate"), "1 or more"),
     **dict.fromkeys(("MAX_ITEM_LIST_LENGTH", "window_stride", "plm_size"), "1 or more"),
     **dict.fromkeys(("n_layers", "n_heads", "hidden_size", "inner_size", "n_exps", "embedding_size"), "1 or more"),
     **dict.fromkeys(("epochs", "save_step", "weight_decay", "lambda", "initializer_range"), "0 or more"),

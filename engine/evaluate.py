@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.processes import from_main, gather, is_main, rank, world_size
 
 _SCORES = 1 << 27  # scores of a batch at most: with a large catalogue, fewer users at a time
 _BY_TOP_K = {"rec.topk", "rec.items"}
@@ -39,6 +40,16 @@ class TopKCollector(Collector):
         """The same from the targets' places, int64 [B], for metrics that look at nothing else."""
         self._collect_hits((ranks[:, None] == torch.arange(max(self.topk), device=ranks.device)).int())
 
+    def join_processes(self, device):
+        """Put together what all processes have collected; one may have had no rows at all."""
+        width = max(self.topk)
+        for name, columns in (("rec.topk", width + 1), ("rec.items", width)):
+            if self.register.need(name):
+                none = torch.empty((0, columns), dtype=torch.int64 if name == "rec.items" else torch.int32)
+                own = self.data_struct._data_dict.get(name, none)
+                (joined,), *_ = gather(own.to(device))
+                self.data_struct.set(name, joined)
+
     def _collect_hits(self, hits):
         """int32 [B, k]: where the target stands; RecBole's matrix has the number of targets behind it."""
         self.data_struct.update_tensor("rec.topk", torch.cat([hits, torch.ones_like(hits[:, :1])], dim=1))
@@ -54,6 +65,9 @@ class TopKCollector(Collector):
 class Evaluation:
     """The loaders of valid and test, and RecBole's metrics on them.
 
+    Several processes share the rows where the metrics look at the first places only, and all get the same metrics;
+    else the main process does it alone.
+
     Args:
         config (Config): `eval_args`, `metrics`, `topk`, `eval_batch_size`.
         dataset (UniSRecDataset): before `build`.
@@ -68,10 +82,14 @@ class Evaluation:
         self.parts = dict(zip(("train", "valid", "test"), dataset.build(), strict=True))
         samplers = dict(zip(self.parts, create_samplers(config, dataset, list(self.parts.values())), strict=True))
         self.loaders = {}
+        modes = set(config["eval_args"]["mode"].values())
+        self.shared = world_size() > 1 and modes == {"full"} and TopKCollector(config).needs() <= _BY_TOP_K
         for phase in ("valid", "test"):
             if config["eval_args"]["mode"][phase] == "full":
                 # neighbours of like length need little padding, and no metric depends on the order
                 self.parts[phase].sort(config["ITEM_LIST_LENGTH_FIELD"])
+            if self.shared:
+                self.parts[phase].share(rank(), world_size())
             self.loaders[phase] = get_dataloader(config, phase)(config, self.parts[phase], samplers[phase])
         if config["eval_type"] != EvaluatorType.RANKING:
             raise UserError(f"metrics {config['metrics']}: expected ranking metrics such as Recall, NDCG, MRR, Hit")
@@ -84,13 +102,18 @@ class Evaluation:
                 f"{', '.join(others)}: there are no more items"
             )
 
-    @torch.no_grad()
     def __call__(self, model, phase, show_progress=False):
         """Evaluate a model on `valid` or `test`.
 
         Returns:
             dict: metric -> float, RecBole's names, unrounded.
         """
+        if world_size() > 1 and not self.shared:
+            return from_main(self._metrics(model, phase, show_progress) if is_main() else None)
+        return self._metrics(model, phase, show_progress)
+
+    @torch.no_grad()
+    def _metrics(self, model, phase, show_progress):
         was_training = model.training
         model.eval()
         collector = TopKCollector(self.config)
@@ -106,6 +129,8 @@ class Evaluation:
                 scores = self._scores(model, batch, rows, positive_u)
                 collector.eval_batch_collect(scores, batch, positive_u, positive_i)
         model.train(was_training)  # a table of all items that the model made for the evaluation goes
+        if self.shared:
+            collector.join_processes(self.config["device"])
         values = Evaluator(self.config).evaluate(collector.get_data_struct())
         return {name: float(value) for name, value in values.items()}
 

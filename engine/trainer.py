@@ -1,5 +1,6 @@
 """One training loop for every command, for one process or many."""
 
+import contextlib
 import dataclasses
 import inspect
 import logging
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import writing
-from common.processes import gather_objects, is_main, rank, world_size
+from common.processes import PREEMPTED, Preemption, broadcast, gather_objects, is_main, rank, world_size
 from engine.checkpoint import save_checkpoint
 from engine.optimizer import make_optimizer
 
@@ -30,11 +31,13 @@ class Progress:
         best_epoch (int or None), best_score (float): the best evaluation on valid so far.
         best_metrics (dict or None): all its metrics.
         waited (int): evaluations since then.
-        predictions (int): learnt from, in this process.
+        batch (int): batches done of the epoch after those, where a training was stopped within it.
+        predictions (int): learnt from, in all processes.
         train_seconds, valid_seconds (float): spent so far.
     """
 
     epoch: int = 0
+    batch: int = 0
     best_epoch: int | None = None
     best_score: float = -math.inf
     best_metrics: dict | None = None
@@ -60,13 +63,16 @@ class Trainer:
         self.device = config["device"]
         self.show_progress = bool(config["show_progress"]) and is_main()
         self.progress = Progress()
-        self.optimizer = make_optimizer(config, model)
-        self.loss_of = _Loss(model)
         if world_size() > 1:
-            # the wrapped module computes the loss, so its backward pass averages the gradients
-            self.loss_of = DistributedDataParallel(self.loss_of)
+            _use_dense_gradients(model)
+        self.optimizer = make_optimizer(config, model)
+        # over several processes the wrapped module computes the loss, so its backward pass averages the gradients
+        self.loss_of = _Loss(model) if world_size() == 1 else _distributed(_Loss(model))
         self.watch = None  # TensorBoard's writer, while training
+        self.preemption = Preemption()
         _check_clipping(config["clip_grad_norm"])
+        if config["accumulate"] > 1 and not hasattr(model, "represent"):
+            raise UserError(f"option --accumulate: {config['model']} computes each batch as a whole; expected 1")
 
     def fit(self, batches, validate=None, save_step=None):
         """Train until the last epoch, or until validation stops it.
@@ -81,12 +87,25 @@ class Trainer:
 
         Returns:
             Progress
+
+        Raises:
+            SystemExit: with code `PREEMPTED`, when a process was told to stop (SIGTERM). Without `validate`, what is
+                needed to go on has been saved.
         """
-        last = self.config["epochs"]
         self.watch = _open_tensorboard(self.config, self.path)
+        with self.preemption:
+            self._fit(batches, validate, save_step)
+        if self.progress.best_epoch not in (None, self.progress.epoch):
+            self._load_best()
+        if self.watch:
+            self.watch.close()
+        return self.progress
+
+    def _fit(self, batches, validate, save_step):
+        last = self.config["epochs"]
         for epoch in range(self.progress.epoch, last):
             self.train_epoch(batches, epoch)
-            self.progress.epoch = epoch + 1
+            self.progress.epoch, self.progress.batch = epoch + 1, 0
             if validate is None:
                 if epoch + 1 == last or (save_step and (epoch + 1) % save_step == 0):
                     self.save(self._epoch_path(epoch + 1))
@@ -98,36 +117,59 @@ class Trainer:
                     self.save(self.path, optimizer=False)
                 elif self.progress.waited >= self.config["stopping_step"]:
                     break
-        if self.progress.best_epoch not in (None, self.progress.epoch):
+
+    def _load_best(self):
+        """Take the weights of the best epoch from its file, which the main process has written."""
+        if is_main():
             best = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
             self.model.load_state_dict(best["state_dict"])
-        if self.watch:
-            self.watch.close()
-        return self.progress
+        broadcast(self.model.state_dict().values())
 
     def train_epoch(self, batches, epoch):
-        """One pass over the data. Returns the mean loss."""
+        """One pass over the data, or what is left of it. Returns the mean loss."""
         start = time.perf_counter()
         if hasattr(batches, "set_epoch"):
             batches.set_epoch(epoch)
+        if self.progress.batch:
+            batches.skip(self.progress.batch)
         self.model.train()
-        total, seen = 0.0, 0
+        total, seen, told_to_stop = 0.0, 0, False
         bar = tqdm(
             batches,
             total=len(batches),
+            initial=self.progress.batch,
             desc=f"Epoch {epoch + 1}",
             leave=False,
             disable=None if self.show_progress else True,
         )
         for batch in bar:
-            loss = self.train_step(batch.to(self.device))
+            loss = self.train_step(batch)
             total, seen = total + loss * len(batch), seen + len(batch)
+            self.progress.batch += 1
             bar.set_postfix(loss=f"{loss:.4f}")
+            told_to_stop = self.preemption.asked(self.device)
+            if told_to_stop:
+                break
+        total, seen = (sum(parts) for parts in zip(*gather_objects((total, seen)), strict=True))
         seconds = time.perf_counter() - start
         self.progress.predictions += seen
         self.progress.train_seconds += seconds
+        if told_to_stop:
+            self._stop()
         self._report(epoch, {"loss": total / max(seen, 1), "predictions per second": seen / seconds})
         return total / max(seen, 1)
+
+    def _stop(self):
+        """Leave because a process was told to: save what a pre-training needs to go on."""
+        where = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch}"
+        if "{epoch}" not in self.path:
+            best = f"the best epoch so far is in {self.path}" if self.progress.best_epoch else "nothing is saved yet"
+            logger.info("told to stop in %s; %s", where, best)
+            raise SystemExit(PREEMPTED)
+        path = self._epoch_path(f"{self.progress.epoch}-stopped")
+        self.save(path)
+        logger.info("told to stop in %s; go on with --resume=%s", where, path)
+        raise SystemExit(PREEMPTED)
 
     def train_step(self, batch):
         """One step of the optimiser. Returns the loss, float.
@@ -136,9 +178,13 @@ class Trainer:
             UserError: the loss is no longer a finite number.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.config["enable_amp"])):
-            loss = self.loss_of(batch)
-        loss.backward()
+        if self.config["accumulate"] > 1:  # also where a process has one part only: all talk in the same order
+            parts = [part.to(self.device) for part in batch.split(self.config["accumulate"])]
+            loss = self._backward_in_parts(batch.to(self.device), parts)
+        else:
+            with self._autocast():
+                loss = self.loss_of(batch.to(self.device))
+            loss.backward()
         if self.config["clip_grad_norm"]:
             clip_grad_norm_(self.model.parameters(), **self.config["clip_grad_norm"])
         value = loss.item()
@@ -149,6 +195,48 @@ class Trainer:
             )
         self.optimizer.step()
         return value
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.config["enable_amp"]))
+
+    def _backward_in_parts(self, batch, parts):
+        """The gradients of a batch's loss with the activations of one part at a time (Gao et al., RepL4NLP 2021).
+
+        All parts are represented without a graph; the loss of the whole batch says how each representation should
+        change; then part after part is represented again, with the same dropout and noise, and passes that on.
+        """
+        generators, represented = [], []
+        with torch.no_grad(), self._autocast():
+            for part in parts:
+                generators.append(self._generators())
+                represented.append(self.model.represent(part))
+        joined = [torch.cat(column).float().requires_grad_() for column in zip(*represented, strict=True)]
+        with self._autocast():
+            loss = self.model.compare(batch, joined)
+        loss.backward()
+        after = self._generators()
+        gradients = zip(*(vectors.grad.split([len(part) for part in parts]) for vectors in joined), strict=True)
+        for part, own, gradient in zip(parts, generators, gradients, strict=True):
+            self._set_generators(own)
+            last = part is parts[-1]
+            with contextlib.nullcontext() if last or world_size() == 1 else self.loss_of.no_sync():
+                with self._autocast():
+                    passed_on = self.loss_of(part, gradient)
+                passed_on.backward()
+        self._set_generators(after)
+        return loss
+
+    def _generators(self):
+        """The states of the generators of dropout and noise, dict."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def _set_generators(self, states):
+        torch.set_rng_state(states["cpu"])
+        if self.device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self.device)
 
     def _is_best(self, epoch, metrics):
         """Note an evaluation; strictly better, unrounded, or it is not."""
@@ -182,10 +270,7 @@ class Trainer:
         """Write a checkpoint; with the optimiser and the generators, a training can go on from it."""
         more = {"progress": dataclasses.asdict(self.progress)}
         if optimizer:
-            own = {"cpu": torch.get_rng_state()}
-            if self.device.type == "cuda":
-                own["cuda"] = torch.cuda.get_rng_state(self.device)
-            more.update(optimizer=self.optimizer.state_dict(), generators=gather_objects(own))
+            more.update(optimizer=self.optimizer.state_dict(), generators=gather_objects(self._generators()))
         if not is_main():
             return
         save_checkpoint(path, self.model, self.config, self.progress.epoch, self.item_tokens, **more)
@@ -212,24 +297,41 @@ class Trainer:
         self.progress = Progress(**checkpoint["progress"])
         generators = checkpoint["generators"]
         if len(generators) == world_size():
-            torch.set_rng_state(generators[rank()]["cpu"])
-            if self.device.type == "cuda" and "cuda" in generators[rank()]:
-                torch.cuda.set_rng_state(generators[rank()]["cuda"], self.device)
+            self._set_generators(generators[rank()])
         else:
             logger.info("saved by %s processes, now %s: the noise differs", len(generators), world_size())
-        logger.info("going on after epoch %d", self.progress.epoch)
+        within = f" and {self.progress.batch} batches" if self.progress.batch else ""
+        logger.info("going on after epoch %d%s", self.progress.epoch, within)
 
 
 class _Loss(torch.nn.Module):
-    """A module whose forward pass is the model's loss."""
+    """A module whose forward pass is the model's loss, or what makes the backward pass continue given gradients."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
-    def forward(self, batch):
+    def forward(self, batch, gradients=None):
+        if gradients is not None:
+            vectors = self.model.represent(batch)
+            return sum((vector.float() * own).sum() for vector, own in zip(vectors, gradients, strict=True))
         loss = self.model.calculate_loss(batch)
         return sum(loss) if isinstance(loss, tuple) else loss
+
+
+def _distributed(loss):
+    """The loss, whose backward pass averages the gradients over all processes."""
+    # Text features, the only buffers, are the same everywhere and mapped: broadcast, each process would get a copy.
+    buffers = [name for name, _ in loss.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, buffers)
+    return DistributedDataParallel(loss, gradient_as_bucket_view=True)
+
+
+def _use_dense_gradients(model):
+    """NCCL adds up no sparse ones."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.sparse = False
 
 
 def _open_tensorboard(config, path):

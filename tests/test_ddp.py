@@ -4,7 +4,10 @@ The processes talk over gloo on the CPU.
 """
 
 import contextlib
+import glob
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -12,29 +15,46 @@ import sys
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 import data.batches
 import ddp_pretrain
+import finetune
 import pretrain
 import unisrec
 from common.errors import UserError
-from common.processes import gather, gather_objects, is_main, rank, start_process_group, world_size
+from common.files import read_json
+from common.processes import (
+    Preemption,
+    broadcast,
+    from_main,
+    gather,
+    gather_objects,
+    is_main,
+    joined,
+    rank,
+    world_size,
+)
 from data import SequenceBatches, UniSRecDataset
 from data.augment import augment
 from engine.checkpoint import read_checkpoint
 from engine.config import ROOT
+from engine.evaluate import Evaluation
 from engine.setup import build_model, set_seeds
 from engine.trainer import Trainer
-from tests.conftest import SMALL, small_config, write_mix
+from tests.conftest import SMALL, small_config, write_mix, write_tiny
 
 STILL = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "adaptor_dropout_prob": 0.0}
-AUGMENT = {"item_drop_ratio": 0.3, "item_drop_coefficient": 0.5}
-# how a global batch of 11 sequences is shared out: evenly, unevenly, all but one, and nothing for one process
-SHARES = {"even": (6, 5), "uneven": (3, 8), "one": (1, 10), "nothing": (0, 11)}
+AUGMENT = {"item_drop_ratio": 0.3, "item_drop_coefficient": 0.5}  # views that drop items and such that drop words
+WINDOWS = 11
+# how a global batch of 11 sequences is shared out: evenly, unevenly, all but one or two, and nothing for a process
+SHARES = {
+    2: {"even": (6, 5), "uneven": (3, 8), "one": (1, 10), "nothing": (0, 11)},
+    3: {"even": (4, 4, 3), "uneven": (1, 8, 2), "nothing": (3, 0, 8), "nothing twice": (0, 11, 0)},
+}
+STAGES = ("pretrain", "inductive_ft", "transductive_ft")
 
 
-# -- losses and gradients --------------------------------------------------------------------------------------------
+# -- losses, gradients, metrics --------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -48,19 +68,28 @@ def no_chance():
         torch.randn_like, data.batches.augment = before
 
 
-def open_mix(data_path, folder):
-    """A model without dropout, in training, and the windows and augmented views of its data."""
-    config = small_config("pretrain", "Mix", data_path, checkpoint_dir=folder, **STILL)
+def open_stage(stage, folder, **options):
+    """A model without dropout, in training, and the windows of its data, with augmented views in pre-training."""
+    name, data_path = ("Mix", "pretrain") if stage == "pretrain" else ("Tiny", "downstream")
+    options = {"checkpoint_dir": folder, "learner": "sgd", "learning_rate": 1e-9, **STILL, **options}
+    config = small_config(stage, name, os.path.join(folder, data_path), **options)
     config["lambda"] = 0.5  # the second loss should count
     dataset = UniSRecDataset(config)
+    augment_ratios = AUGMENT if stage == "pretrain" else None
     batches = SequenceBatches(
-        dataset.sequences("train"), 100, dataset.window, augment_ratios=AUGMENT, n_items=dataset.catalogue.n_items
+        dataset.sequences("train"),
+        100,
+        dataset.window,
+        augment_ratios=augment_ratios,
+        n_items=dataset.catalogue.n_items,
     )
     model = build_model(unisrec.UniSRec, config, dataset)
     with torch.no_grad():
         for parameter in model.moe_adaptor.parameters():
             parameter.normal_(0, 0.2)
-    return model.train(), config, batches
+    if world_size() > 1:
+        model.gather = gather
+    return model.train(), config, batches, dataset
 
 
 def own_views(items, scored, n_items, generator, **ratios):
@@ -76,92 +105,147 @@ def own_views(items, scored, n_items, generator, **ratios):
 
 
 def loss_and_gradients(trainer, batch):
-    trainer.optimizer.zero_grad()
-    loss = trainer.loss_of(batch)
-    loss.backward()
-    gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
-    return loss.item(), gradients
+    """Of one step with a learning rate of nearly nothing."""
+    loss = trainer.train_step(batch)
+    return loss, {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 
-def worker(number, data_path, folder, port):
-    """One of two processes: the helpers of common.processes, its share of each global batch, a checkpoint."""
+def metrics_of(folder):
+    """Of an untrained model, on parts that the processes share evenly, unevenly and with nothing for some."""
+    found = {}
+    for name, metrics in (
+        ("shared", ["Recall", "NDCG", "ItemCoverage"]),
+        ("by ranks", ["Recall", "MRR"]),
+        ("alone", ["GAUC"]),
+    ):
+        options = {"metrics": metrics, "topk": [1, 5], "valid_metric": f"{metrics[0]}@5" if name != "alone" else "GAUC"}
+        model, config, _, dataset = open_stage("inductive_ft", folder, **options)
+        evaluation = Evaluation(config, dataset)
+        assert evaluation.shared == (world_size() > 1 and name != "alone")
+        found[name] = [evaluation(model, phase) for phase in ("valid", "test")]
+    return found
+
+
+def helpers_of_processes(number, count):
+    """What `common.processes` gives, checked where it is used."""
+    assert (rank(), world_size(), is_main()) == (number, count, number == 0)
+    assert gather_objects({"rank": number}) == [{"rank": other} for other in range(count)]
+    assert from_main(f"of {number}") == "of 0"
+    tensor = torch.full((2,), float(number))
+    broadcast([tensor])
+    assert tensor.tolist() == [0.0, 0.0]
+    rows = count - number
+    part = torch.full((rows, 3), float(number), requires_grad=True)
+    (joined_part, places), start, processes = gather(part, torch.arange(rows))
+    expected = [float(other) for other in range(count) for _ in range(count - other)]
+    assert joined_part[:, 0].tolist() == expected and processes == count
+    assert start == expected.index(number) and places[start : start + rows].tolist() == list(range(rows))
+    factors = torch.arange(1.0, len(expected) + 1)[:, None]
+    (joined_part * factors * (number + 1)).sum().backward()
+    # each row's factor, from all processes: (1 + 2 + ...) * row
+    assert torch.equal(part.grad, (factors[start : start + rows] * count * (count + 1) / 2).expand(-1, 3))
+    told = Preemption()
+    assert told.asked(torch.device("cpu")) is False
+    if number == count - 1:
+        told._note(signal.SIGTERM, None)
+    assert told.asked(torch.device("cpu")) is True
+
+
+def worker(number, count, folder, port):
+    """One of several processes: helpers, its share of each global batch in each stage, evaluation, a checkpoint."""
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(number))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(count))
     assert (rank(), world_size(), is_main(), gather_objects("alone")) == (0, 1, True, ["alone"])
-    start_process_group()
-    assert (rank(), world_size(), is_main()) == (number, 2, number == 0)
-    assert gather_objects({"rank": number}) == [{"rank": 0}, {"rank": 1}]
+    os.environ.update(RANK=str(number), LOCAL_RANK=str(number))
+    with joined():
+        helpers_of_processes(number, count)
+        results = {"metrics": metrics_of(folder)}
+        for stage in STAGES:
+            model, config, batches, _ = open_stage(stage, folder)
+            trainer = Trainer(config, model, os.path.join(folder, "ddp-{epoch}.pth"))
+            assert isinstance(trainer.loss_of, torch.nn.parallel.DistributedDataParallel)
+            with no_chance():
+                for share, sizes in SHARES[count].items():
+                    mine = np.arange(sum(sizes[:number]), sum(sizes[: number + 1]))
+                    batch = batches.make(mine) if len(mine) else batches.make(np.arange(1), mute=True)
+                    for accumulate in (1, 3):
+                        config["accumulate"] = accumulate
+                        results[stage, share, accumulate] = loss_and_gradients(trainer, batch)
+        torch.save(results, os.path.join(folder, f"results-{count}-{number}.pt"))
+        set_seeds(config["seed"], rank())
+        trainer.progress.epoch = 1
+        trainer.save(os.path.join(folder, f"saved-{count}.pth"))
 
-    part = torch.full((2 - number, 3), float(number), requires_grad=True)
-    (joined, places), start, processes = gather(part, torch.arange(2 - number))
-    assert joined.tolist() == [[0.0] * 3, [0.0] * 3, [1.0] * 3] and places.tolist() == [0, 1, 0]
-    assert (start, processes) == ((0, 2) if number == 0 else (2, 2))
-    (joined * torch.tensor([[1.0], [2.0], [3.0]]) * (number + 1)).sum().backward()
-    # each row's factor, from both processes: 1 * row + 2 * row
-    assert part.grad.tolist() == ([[3.0] * 3, [6.0] * 3] if number == 0 else [[9.0] * 3])
 
-    model, config, batches = open_mix(data_path, folder)
-    model.gather = gather
-    config["epochs"] = 1
-    trainer = Trainer(config, model, os.path.join(folder, "ddp-{epoch}.pth"))
-    assert isinstance(trainer.loss_of, torch.nn.parallel.DistributedDataParallel)
-    results = {}
-    with no_chance():
-        for name, (first, _) in SHARES.items():
-            mine = np.arange(first) if number == 0 else np.arange(first, 11)
-            batch = batches.make(mine) if len(mine) else batches.make(np.arange(1), mute=True)
-            results[name] = loss_and_gradients(trainer, batch)
-    torch.save(results, os.path.join(folder, f"results-{number}.pt"))
-
-    set_seeds(config["seed"], rank())
-    trainer.progress.epoch = 1
-    trainer.save(os.path.join(folder, "saved.pth"))
-    dist.destroy_process_group()
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory):
-    """What two processes computed, what one computes, and the folder."""
+    """What two and three processes computed, what one computes, and the folder."""
     folder = str(tmp_path_factory.mktemp("ddp"))
-    data_path = write_mix(os.path.join(folder, "data"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (data_path, folder, port), nprocs=2)
-    model, config, batches = open_mix(data_path, folder)
+    write_mix(os.path.join(folder, "pretrain"))
+    write_tiny(os.path.join(folder, "downstream"))
+    results = {}
+    for count in SHARES:
+        torch.multiprocessing.spawn(worker, (count, folder, free_port()), nprocs=count)
+        results[count] = [torch.load(os.path.join(folder, f"results-{count}-{number}.pt")) for number in range(count)]
+    alone = {"metrics": metrics_of(folder)}
     with no_chance():
-        alone = loss_and_gradients(Trainer(config, model, "nowhere"), batches.make(np.arange(11)))
-    return [torch.load(os.path.join(folder, f"results-{number}.pt")) for number in (0, 1)], alone, folder
+        for stage in STAGES:
+            model, config, batches, _ = open_stage(stage, folder)
+            trainer = Trainer(config, model, "nowhere")
+            alone[stage] = loss_and_gradients(trainer, batches.make(np.arange(WINDOWS)))
+    return results, alone, folder
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_two_processes_compute_what_one_does(computed, share):
-    results, (loss, gradients), _ = computed
-    losses = [result[share][0] for result in results]
-    assert sum(losses) / 2 == pytest.approx(loss, rel=1e-5)
-    assert loss > 1 and (share != "nothing" or losses[0] == 0.0)
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("count, share", [(count, share) for count in SHARES for share in SHARES[count]])
+@pytest.mark.parametrize("stage", STAGES)
+def test_several_processes_compute_what_one_does(computed, stage, count, share, accumulate):
+    """The mean loss, and every gradient on every process; so too with a batch's parts one after another."""
+    results, alone, _ = computed
+    loss, gradients = alone[stage]
+    found = [result[stage, share, accumulate] for result in results[count]]
+    assert sum(own for own, _ in found) / count == pytest.approx(loss, rel=1e-5) and loss > 1
+    for number, size in enumerate(SHARES[count][share]):
+        assert size or found[number][0] == 0.0
     largest = max(gradient.abs().max() for gradient in gradients.values())
-    assert len(gradients) == 39 and largest > 1e-3
-    for result in results:
-        found = result[share][1]
-        assert found.keys() == gradients.keys()
+    assert len(gradients) >= 39 and largest > 1e-3
+    for _, own in found:
+        assert own.keys() == gradients.keys()
         for name, gradient in gradients.items():
-            assert (found[name] - gradient).abs().max() <= 1e-5 * largest, (share, name)
+            assert (own[name] - gradient).abs().max() <= 1e-5 * largest, name
+
+
+@pytest.mark.parametrize("count", SHARES)
+def test_several_processes_find_the_metrics_of_one(computed, count):
+    results, alone, _ = computed
+    assert alone["metrics"]["shared"][1]["recall@5"] > 0 and alone["metrics"]["alone"][1]["gauc"] > 0
+    for result in results[count]:
+        for name, phases in alone["metrics"].items():
+            for own, other in zip(result["metrics"][name], phases, strict=True):
+                assert own == pytest.approx(other, abs=1e-6), name
 
 
 def test_the_comparison_would_notice(computed):
-    """Different parts of the model matter, and the two processes' own shares differ from the whole."""
-    results, (loss, gradients), _ = computed
-    assert abs(results[0]["uneven"][0] - results[1]["uneven"][0]) > 1e-3
-    largest = max(gradient.abs().max() for gradient in gradients.values())
-    meaningful = [name for name, gradient in gradients.items() if gradient.abs().max() > 1e-4 * largest]
-    assert len(meaningful) > 30
+    """Different parts of the model matter, and the processes' own shares differ from the whole."""
+    results, alone, _ = computed
+    for stage in STAGES:
+        own = [result[stage, "uneven", 1][0] for result in results[2]]
+        assert abs(own[0] - own[1]) > 1e-3
+        gradients = alone[stage][1].values()
+        largest = max(gradient.abs().max() for gradient in gradients)
+        assert sum(bool(gradient.abs().max() > 1e-4 * largest) for gradient in gradients) > 30
 
 
 def test_a_checkpoint_of_several_processes_holds_the_noise_of_each(computed):
-    checkpoint = read_checkpoint(os.path.join(computed[2], "saved.pth"))
-    one, other = (generators["cpu"] for generators in checkpoint["generators"])
-    assert not torch.equal(one, other)
+    checkpoint = read_checkpoint(os.path.join(computed[2], "saved-3.pth"))
+    states = [generators["cpu"] for generators in checkpoint["generators"]]
+    assert len(states) == 3 and not torch.equal(states[0], states[1]) and not torch.equal(states[1], states[2])
     assert not [name for name in checkpoint["state_dict"] if name.startswith("module.")]
 
 
@@ -192,6 +276,128 @@ def test_the_command_trains_with_two_processes(tmp_path):
     checkpoint = read_checkpoint(str(tmp_path / "saved" / "UniSRec-Mix-1.pth"))
     assert checkpoint["epoch"] == 1 and len(checkpoint["generators"]) == 2
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint["state_dict"].values())
+
+
+linux = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="finds the processes in /proc")
+
+
+class Running:
+    """A command of this project in a process of its own, whose log is read line by line."""
+
+    def __init__(self, *command):
+        drop = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        environment = {name: value for name, value in os.environ.items() if name not in drop}
+        command = [sys.executable, "-W", "ignore", *map(str, command)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        self.log = []
+
+    def wait_for(self, text):
+        for line in self.process.stderr:
+            self.log.append(line)
+            if text in line:
+                return
+        raise AssertionError("".join(self.log))
+
+    def workers(self):
+        """The processes that do the work, ascending: list of pids."""
+        found, pids = [], [self.process.pid]
+        while pids:
+            pid = pids.pop()
+            for children in glob.glob(f"/proc/{pid}/task/*/children"):
+                with open(children) as file:
+                    pids += map(int, file.read().split())
+            with open(f"/proc/{pid}/cmdline") as command, open(f"/proc/{pid}/environ") as environment:
+                started_by_torchrun = "\0RANK=" in environment.read()
+                if started_by_torchrun or "spawn_main" in command.read():
+                    found.append(pid)
+        return sorted(found)
+
+    def end(self, seconds):
+        """Wait for its end; returns (exit code, log)."""
+        with contextlib.suppress(ValueError):
+            self.log += self.process.communicate(timeout=seconds)[1].splitlines(True)
+        return self.process.wait(), "".join(self.log)
+
+
+def ddp_command(data_path, folder, *options):
+    common = ["-d", "Mix", f"--data_path={data_path}", f"--checkpoint_dir={folder}", "--train_batch_size=40", *SMALL]
+    return [os.path.join(ROOT, "ddp_pretrain.py"), *common, *options]
+
+
+def assert_same_end(one, other):
+    """Two checkpoints hold the same weights, moments and noise, bit for bit."""
+    one, other = read_checkpoint(str(one)), read_checkpoint(str(other))
+    assert one["progress"]["predictions"] == other["progress"]["predictions"]
+    for name, tensor in one["state_dict"].items():
+        assert torch.equal(tensor, other["state_dict"][name]), name
+    for mine, others in zip(one["generators"], other["generators"], strict=True):
+        assert torch.equal(mine["cpu"], others["cpu"])
+
+
+@linux
+def test_a_killed_process_takes_the_run_down_within_seconds_and_is_named(mixture, tmp_path):
+    run = Running(*ddp_command(mixture, tmp_path, "--nproc=2", "--epochs=100000", "--save_step=100000"))
+    run.wait_for("epoch 2  train")
+    victim = run.workers()[-1]
+    os.kill(victim, signal.SIGKILL)
+    code, log = run.end(20)
+    assert code == 1 and "of 2 was killed (SIGKILL), the others were stopped; go on from the last" in log
+    assert re.search(r"error: process [01] of 2", log) and "Traceback" not in log
+
+
+def test_a_run_told_to_stop_saves_and_goes_on_as_if_undisturbed(mixture, tmp_path):
+    """SIGTERM in the middle of an epoch; exit code 75. Two processes, and the same two later."""
+    run = Running(*ddp_command(mixture, tmp_path / "parts", "--nproc=2", "--epochs=100000", "--save_step=100000"))
+    run.wait_for("epoch 2  train")
+    run.process.terminate()
+    code, log = run.end(20)
+    assert code == 75, log
+    (stopped,) = glob.glob(str(tmp_path / "parts" / "*-stopped.pth"))
+    assert f"go on with --resume={stopped}" in log
+    epochs = read_checkpoint(stopped)["progress"]["epoch"] + 1
+    run = Running(*ddp_command(mixture, tmp_path / "parts", "--nproc=2", f"--epochs={epochs}", f"--resume={stopped}"))
+    assert run.end(60)[0] == 0
+    whole = Running(*ddp_command(mixture, tmp_path / "whole", "--nproc=2", f"--epochs={epochs}"))
+    assert whole.end(60)[0] == 0
+    assert_same_end(*(tmp_path / part / f"UniSRec-Mix-{epochs}.pth" for part in ("parts", "whole")))
+
+
+@linux
+def test_torchrun_restarts_from_the_last_checkpoint_and_ends_the_same(mixture, tmp_path):
+    """A process is killed; torchrun starts all again."""
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", "--max_restarts=1"]
+    options = ["--epochs=9", "--save_step=1"]
+    run = Running(*torchrun, *ddp_command(mixture, tmp_path / "killed", *options))
+    run.wait_for("epoch 3  train")
+    os.kill(run.workers()[-1], signal.SIGKILL)
+    run.wait_for("going on after epoch")
+    code, log = run.end(90)
+    assert code == 0, log
+    whole = Running(*ddp_command(mixture, tmp_path / "whole", "--nproc=2", *options))
+    assert whole.end(60)[0] == 0
+    assert_same_end(*(tmp_path / part / "UniSRec-Mix-9.pth" for part in ("killed", "whole")))
+
+
+def test_torchrun_fine_tunes_and_one_process_writes(tiny, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    command = [
+        os.path.join(ROOT, "finetune.py"),
+        "-d",
+        "Tiny",
+        f"--data_path={tiny}",
+        f"--checkpoint_dir={tmp_path}/saved",
+    ]
+    run = Running(*torchrun, *command, "--epochs=6", *SMALL)
+    code, log = run.end(60)
+    assert code == 0, log
+    assert log.count("epoch 6  valid") == log.count("result: ") == 1
+    names = sorted(os.listdir(tmp_path / "saved"))
+    assert names == ["UniSRec-Tiny-transductive_ft-2020.json", "UniSRec-Tiny-transductive_ft-2020.pth", "tensorboard"]
+    result = read_json(str(tmp_path / "saved" / names[0]))
+    again = tmp_path / "again.json"
+    checkpoint = f"{tmp_path}/saved/{names[1]}"
+    finetune.main([*command[1:], "-p", checkpoint, "--epochs=0", f"--result_file={again}", *SMALL])
+    assert read_json(str(again))["metrics"]["test"] == pytest.approx(result["metrics"]["test"], abs=1e-6)
 
 
 @pytest.fixture
@@ -231,17 +437,29 @@ def test_mistakes_show_before_any_process_starts(ddp, mixture, monkeypatch):
     assert "Mix.train.inter: no such file" in ddp("--nproc=2")
 
 
+class Ended:
+    """Stands in for the processes of a run that has failed."""
+
+    processes = ()
+
+    def __init__(self, failure):
+        self.failure = failure
+
+    def join(self, grace_period):
+        raise self.failure
+
+
 def test_a_mistake_that_all_processes_make_is_told_once(ddp, monkeypatch):
     """Each process notes it and ends with code 2; the command tells it."""
 
-    def spawn(function, arguments, nprocs):
+    def spawn(function, arguments, nprocs, join):
         for number in range(nprocs):
             with pytest.raises(SystemExit) as end:
                 function(number, *arguments)
             assert end.value.code == 2
-        raise torch.multiprocessing.ProcessExitedException("process 0 terminated", 0, 1, 2)
+        return Ended(torch.multiprocessing.ProcessExitedException("process 0 terminated", 0, 1, 2))
 
-    def work(number, config):
+    def work(config):
         raise UserError(f"mistake of {config['dataset']}")
 
     monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
@@ -250,8 +468,8 @@ def test_a_mistake_that_all_processes_make_is_told_once(ddp, monkeypatch):
 
 
 def test_a_bug_in_a_process_keeps_its_traceback(mixture, tmp_path, monkeypatch):
-    def spawn(function, arguments, nprocs):
-        raise torch.multiprocessing.ProcessRaisedException("ZeroDivisionError in line 3", 0, 1)
+    def spawn(function, arguments, nprocs, join):
+        return Ended(torch.multiprocessing.ProcessRaisedException("ZeroDivisionError in line 3", 0, 1))
 
     for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
         monkeypatch.setenv(name, "")

@@ -82,7 +82,7 @@ def test_pretraining_loss_and_gradients(view, golden, golden_folder):
         augmented_items=[augmented],
         augmented_scored=[rows * augmented.size(1) + augmented_lengths - 1],
     )
-    loss = model.pretrain_loss(batch)
+    loss = model.calculate_loss(batch)
     assert loss.item() == pytest.approx(float(golden[f"pretrain/loss_{view}"]), rel=LOSS_TOLERANCE)
     loss.backward()
     check_gradients(model, golden, f"pretrain/grad_{view}/")

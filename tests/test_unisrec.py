@@ -10,6 +10,7 @@ from recbole.data.interaction import Interaction
 
 import unisrec
 from data import SequenceBatches, UniSRecDataset, batches
+from engine.trainer import Trainer
 from tests.conftest import small_config
 from tests.small_data import write_downstream, write_mixture
 from unisrec import Dropout, MoEAdaptor, PWLayer, UniSRec
@@ -548,6 +549,38 @@ def test_what_is_adapted_again_gets_the_same_dropout_and_noise(folder, monkeypat
     assert torch.equal(results[0][0], results[1][0])
     assert all(torch.equal(*pair) for pair in zip(results[0][1], results[1][1], strict=True))
     assert all(gradient.abs().max() > 0 for gradient in results[0][1])
+
+
+# -- batches in parts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "inductive_ft", "transductive_ft"])
+def test_a_batch_in_parts_has_the_gradients_of_the_batch(stage, folder, tmp_path):
+    """With dropout and noise: of the same draws, all kept in one graph. Without any: of the batch in one."""
+    for training in (True, False):
+        model, dataset = open_model(stage, folder, learner="sgd", learning_rate=1e-9)
+        trainer = Trainer(dataset.config, model, str(tmp_path / "x.pth"))
+        batch = one_batch(dataset, "sequences")
+        parts = batch.split(3)
+        assert len(parts) == 3
+        model.train(training)
+        torch.manual_seed(5)
+        if training:
+            represented = [model.represent(part) for part in parts]
+            loss = model.compare(batch, [torch.cat(column) for column in zip(*represented, strict=True)])
+        else:
+            loss = model.calculate_loss(batch)
+        expected = gradients(model, loss)
+        after = torch.get_rng_state()
+        torch.manual_seed(5)
+        dataset.config["accumulate"] = 3
+        try:
+            assert trainer.train_step(batch) == pytest.approx(loss.item(), rel=1e-5)
+        finally:
+            dataset.config["accumulate"] = 1
+        assert torch.equal(torch.get_rng_state(), after), "the next step draws new numbers"
+        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert_same_gradients(found, expected)
 
 
 # -- what is trained -----------------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from data import SequenceBatches, Sequences
+from data import SequenceBatches, Sequences, UniSRecDataset
 from data.batches import cut_windows
+from tests.conftest import small_config
+from tests.small_data import write_mixture
 
 AUGMENT = {"item_drop_ratio": 0.2, "item_drop_coefficient": 0.9}
 
@@ -229,3 +231,37 @@ def test_a_batch_moves_as_a_whole():
     (batch,) = SequenceBatches(make_sequences([5, 6]), 100, 50, augment_ratios=AUGMENT, n_items=100)
     moved = batch.to("meta")
     assert {tensor.device.type for tensor in flat(moved)} == {"meta"} and moved.weights is None
+
+
+# -- parts of a batch ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("augmented", [False, True])
+def test_the_parts_of_a_batch_are_the_batch(count, augmented, tmp_path):
+    """In order, each row and each prediction once, with its own view."""
+    write_mixture(tmp_path, users=9, window=6, longest=14)
+    sequences = UniSRecDataset(small_config("pretrain", "Mix", str(tmp_path))).sequences("train")
+    options = {"augment_ratios": {"item_drop_ratio": 0.4, "item_drop_coefficient": 0.5}} if augmented else {}
+    (batch,) = SequenceBatches(sequences, 10**6, 6, stride=2, n_items=29, **options)
+    parts = batch.split(count)
+    rows = sum(len(items) for items in batch.items)
+    assert len(parts) == min(count, rows) or count == 100
+    assert sum(len(part) for part in parts) == len(batch)
+    for name in ("targets", "owners"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+    for items, scored in (("items", "scored"), ("augmented_items", "augmented_scored"))[: 1 + augmented]:
+        assert sum(len(bucket) for part in parts for bucket in getattr(part, items)) == rows
+        assert torch.equal(seen(parts, items, scored), seen([batch], items, scored))
+    if count < 10:
+        work = [sum(items.numel() for items in part.items) for part in parts]
+        assert max(work) - min(work) <= 2 * 14
+
+
+def seen(batches, items, scored):
+    """The item at each scored position, and how many stand before it in its row."""
+    found = []
+    for batch in batches:
+        for bucket, places in zip(getattr(batch, items), getattr(batch, scored), strict=True):
+            found.append(torch.stack([bucket.flatten()[places], places % bucket.size(1)]))
+    return torch.cat(found, dim=1)

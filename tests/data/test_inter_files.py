@@ -140,12 +140,12 @@ def no_parser(monkeypatch):
 
 
 def caches(folder):
-    return sorted(str(path) for path in folder.rglob("*.npz"))
+    return sorted(str(path) for path in folder.rglob("*.pt"))
 
 
 def test_the_second_load_does_not_parse(path, tmp_path, no_parser):
     first = load(path)
-    assert caches(tmp_path) == [str(tmp_path / ".unisrec-cache" / "Small.train.inter.npz")]
+    assert caches(tmp_path) == [str(tmp_path / ".unisrec-cache" / "Small.train.inter.pt")]
     no_parser()
     again = load(path)
     assert as_lists(again) == as_lists(first)

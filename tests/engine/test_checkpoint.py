@@ -14,6 +14,7 @@ from data import UniSRecDataset
 from engine.checkpoint import (
     Inert,
     from_published_layout,
+    latest_of_run,
     load_weights,
     read_checkpoint,
     save_checkpoint,
@@ -382,3 +383,25 @@ def test_items_are_told_apart_by_their_raw_ids(data, tmp_path):
         UniSRecDataset(config).item_names()
     index_file.unlink()
     assert UniSRecDataset(config).item_names()[:3] == ["[PAD]", "0", "1"]
+
+
+def test_the_latest_checkpoint_of_a_run_is_the_one_of_these_settings_that_went_furthest(tmp_path, mixture):
+    def config(**options):
+        return small_config("pretrain", "Mix", mixture, checkpoint_dir=str(tmp_path), **options)
+
+    def write(name, epoch, batch, config, **more):
+        progress = {"epoch": epoch, "batch": batch}
+        save_checkpoint(str(tmp_path / name), torch.nn.Linear(1, 1), config, epoch, progress=progress, **more)
+
+    pattern = str(tmp_path / "run-{epoch}.pth")
+    assert latest_of_run(pattern, config()) is None
+    write("run-2.pth", 2, 0, config(epochs=2), optimizer={})
+    write("run-10.pth", 10, 0, config(), optimizer={})
+    write("run-10-stopped.pth", 10, 3, config(), optimizer={})
+    write("run-11.pth", 11, 0, config(learning_rate=0.5), optimizer={})
+    write("run-12.pth", 12, 0, config())  # weights only
+    write("run-300.pth", 300, 0, config(), optimizer={})  # nothing is left to do
+    (tmp_path / "run-13.pth").write_bytes(b"half of a fi")
+    assert latest_of_run(pattern, config()) == str(tmp_path / "run-10-stopped.pth")
+    assert latest_of_run(pattern, config(epochs=7)) == str(tmp_path / "run-2.pth")
+    assert latest_of_run(pattern, config(seed=1)) is None
