@@ -38,7 +38,7 @@ def main(argv):
         work(config)
         return
     processes = _number("nproc", processes if processes is not None else torch.cuda.device_count() or 1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port(port)), WORLD_SIZE=str(processes))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port(port)), WORLD_SIZE=str(processes))
     UniSRecDataset(config).sequences("train")  # mistakes show here, and the processes find what is parsed in a cache
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of each process it ends
     if not torch.cuda.is_available():
@@ -100,7 +100,7 @@ def _number(key, value):
     return value
 
 
-def _free_port(port):
+def free_port(port=None):
     """The port asked for, if it is free, or any free one."""
     with socket.socket() as probe:
         try:

@@ -41,7 +41,7 @@ def configure(options):
 
 def pretrain(config):
     """Pre-train and save. Returns the path of the last checkpoint."""
-    from common.processes import gather, rank, started_again, world_size
+    from common.processes import rank, restarts
     from engine.checkpoint import latest_of_run, load_weights, read_checkpoint
     from engine.setup import build_model, open_dataset, sequence_batches, set_seeds, start_logging
     from engine.trainer import Trainer
@@ -49,14 +49,12 @@ def pretrain(config):
 
     start_logging()
     dataset = open_dataset(config)
-    batches = sequence_batches(config, dataset, rank=rank(), world_size=world_size())
+    batches = sequence_batches(config, dataset)
     model = build_model(UniSRec, config, dataset)
-    if world_size() > 1:
-        model.gather = gather
     path = os.path.join(config["checkpoint_dir"], f"UniSRec-{config['dataset']}-{{epoch}}.pth")
     trainer = Trainer(config, model, path)
     set_seeds(config["seed"], rank())
-    resume = latest_of_run(path, config) if started_again() else None
+    resume = latest_of_run(path, config) if restarts() else None
     resume = resume or config["resume"]
     if resume:
         checkpoint = read_checkpoint(resume)

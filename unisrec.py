@@ -454,10 +454,14 @@ class UniSRec(AllPositions, SASRec):
             self._evaluation = table.div_(norms), norms  # in place: a large catalogue's table is there but once
         return self._evaluation[0]
 
+    def _states(self, interaction):
+        """Normalised sequence representations of rows, float [B, H]."""
+        return F.normalize(self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]), dim=-1)
+
     def full_sort_predict(self, interaction):
         """Cosine with every item, float [B, N + 1]; column = item id, column 0 (padding) is -inf."""
         candidates = self._candidates()
-        states = F.normalize(self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]), dim=-1)
+        states = self._states(interaction)
         scores = states.new_empty((len(states), len(candidates) + 1))
         scores[:, 0] = -torch.inf
         if torch.is_grad_enabled():
@@ -475,7 +479,7 @@ class UniSRec(AllPositions, SASRec):
             is no number counts as higher than any.
         """
         candidates, targets = self._candidates(), interaction[self.ITEM_ID] - 1
-        states = F.normalize(self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]), dim=-1)
+        states = self._states(interaction)
         own = (states * candidates[targets]).sum(-1, keepdim=True)
         lower = torch.zeros_like(targets)
         for start in range(0, len(candidates), _ITEMS_AT_ONCE):
@@ -488,7 +492,7 @@ class UniSRec(AllPositions, SASRec):
     def predict(self, interaction):
         """Cosine with one given item each, float [B]."""
         candidates = self._candidates()[interaction[self.ITEM_ID] - 1]
-        states = F.normalize(self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]), dim=-1)
+        states = self._states(interaction)
         return (states * candidates).sum(-1)
 
     # -- transfer -----------------------------------------------------------------------------------------------

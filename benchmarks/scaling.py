@@ -8,7 +8,6 @@ processes: a page that several have mapped counts once. What is there after the 
 
 import argparse
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -19,7 +18,8 @@ sys.path.insert(0, PROJECT)
 import torch  # noqa: E402
 
 from benchmarks.measuring import open_data, run  # noqa: E402
-from common.processes import gather, gather_objects, joined, rank, world_size  # noqa: E402
+from common.processes import gather_objects, joined, rank  # noqa: E402
+from ddp_pretrain import free_port  # noqa: E402
 
 
 def proportional():
@@ -48,10 +48,8 @@ def measure(options):
     before = sum(gather_objects(proportional()))
     folder = os.path.join(options.folder, "pretrain")
     config, dataset = open_data("pretrain", folder, "FHCKM", train_batch_size=options.batch, checkpoint_dir=folder)
-    batches = sequence_batches(config, dataset, rank=rank(), world_size=world_size())
+    batches = sequence_batches(config, dataset)
     model = build_model(UniSRec, config, dataset).train()
-    if world_size() > 1:
-        model.gather = gather
     trainer = Trainer(config, model, "nowhere-{epoch}.pth")
     set_seeds(config["seed"], rank())
     seen = 0
@@ -84,9 +82,7 @@ def main():
         run(large, ["mixture", "--folder", options.folder, "--measure", "prepare"])
         alone = None
         for count in map(int, options.processes.split(",")):
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(probe.getsockname()[1]))
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
             results = torch.multiprocessing.get_context("spawn").SimpleQueue()
             torch.multiprocessing.spawn(worker, (count, options, results), nprocs=count)
             found = results.get()

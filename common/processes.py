@@ -32,7 +32,7 @@ def start_process_group():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     # torchrun's static rendezvous keeps its store when it restarts, with the addresses of processes that are gone
     store, number, count = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = dist.PrefixStore(f"start {restarts()}", store)
     dist.init_process_group(backend, store=store, rank=number, world_size=count)
 
 
@@ -50,9 +50,9 @@ def joined():
     dist.destroy_process_group()
 
 
-def started_again():
-    """Whether torchrun has started this process in the place of one that failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarts():
+    """How often torchrun has started all processes again because one had failed: int."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def from_main(value):
@@ -119,8 +119,7 @@ def gather(*tensors):
     sizes = [torch.zeros(1, dtype=torch.int64, device=tensors[0].device) for _ in range(world_size())]
     dist.all_gather(sizes, torch.tensor([len(tensors[0])], device=tensors[0].device))
     sizes = [int(size) for size in sizes]
-    joined = tuple(_Gather.apply(tensor, sizes) for tensor in tensors)
-    return joined, sum(sizes[: rank()]), world_size()
+    return tuple(_Gather.apply(tensor, sizes) for tensor in tensors), sum(sizes[: rank()]), world_size()
 
 
 class _Gather(torch.autograd.Function):

@@ -9,7 +9,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from baselines import TRAINED, UNTRAINED
 from common.errors import UserError
 from common.files import check_can_write
-from common.processes import gather, rank, world_size
+from common.processes import rank
 from engine.checkpoint import load_weights, read_checkpoint
 from engine.config import check_choice, resolve_model
 from engine.evaluate import Evaluation
@@ -43,8 +43,6 @@ def finetune(config):
             load_weights(model, checkpoint, config["pretrained"], tokens)
             if config["fix_enc"]:
                 model.freeze_encoder()
-        if world_size() > 1:
-            model.gather = gather
         evaluation = Evaluation(config, dataset)
         batches = _training_batches(config, dataset, evaluation)
     name = f"UniSRec-{config['dataset']}-{config['train_stage']}-{config['seed']}"
@@ -71,7 +69,7 @@ def run_baseline(config):
 def _training_batches(config, dataset, evaluation):
     """Batches of sequences for the models that learn from all positions, RecBole's loader of rows for the others."""
     if issubclass(config.model_class, AllPositions) and config["loss_type"] == "CE":
-        return sequence_batches(config, dataset, rank=rank(), world_size=world_size())
+        return sequence_batches(config, dataset)
     return get_dataloader(config, "train")(config, evaluation.parts["train"], evaluation.sampler, shuffle=True)
 
 

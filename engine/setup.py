@@ -12,7 +12,7 @@ import torch
 
 from common.errors import UserError
 from common.files import write_json
-from common.processes import is_main
+from common.processes import gather, is_main, rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,11 @@ def open_dataset(config):
     return dataset
 
 
-def sequence_batches(config, dataset, **more):
-    """The training sequences as the settings cut and order them; `more` goes to it too. Returns SequenceBatches."""
+def sequence_batches(config, dataset):
+    """This process's share of the training sequences, as the settings cut and order them. Returns SequenceBatches."""
     from data import SequenceBatches
 
+    more = {"rank": rank(), "world_size": world_size()}
     if config["train_stage"] == "pretrain":
         more["augment_ratios"] = {key: config[key] for key in ("item_drop_ratio", "item_drop_coefficient")}
         more["n_items"] = dataset.catalogue.n_items
@@ -67,12 +68,15 @@ def sequence_batches(config, dataset, **more):
 
 
 def build_model(model_class, config, dataset):
-    """Make a model with the initial weights that the seed gives, the same on every rank. Returns the model."""
+    """Make a model with the initial weights that the seed gives, the same on every rank, and let it gather what it
+    compares from all of them. Returns the model."""
     set_seeds(config["seed"])
     try:
         model = model_class(config, dataset)
     except ValueError as mistake:
         raise UserError(f"{config['model']}: {mistake}; change that setting") from None
+    if world_size() > 1:
+        model.gather = gather
     return model.to(config["device"])
 
 

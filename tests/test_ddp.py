@@ -36,6 +36,7 @@ from common.processes import (
 )
 from data import SequenceBatches, UniSRecDataset
 from data.augment import augment
+from ddp_pretrain import free_port
 from engine.checkpoint import read_checkpoint
 from engine.config import ROOT
 from engine.evaluate import Evaluation
@@ -87,8 +88,6 @@ def open_stage(stage, folder, **options):
     with torch.no_grad():
         for parameter in model.moe_adaptor.parameters():
             parameter.normal_(0, 0.2)
-    if world_size() > 1:
-        model.gather = gather
     return model.train(), config, batches, dataset
 
 
@@ -175,12 +174,6 @@ def worker(number, count, folder, port):
         set_seeds(config["seed"], rank())
         trainer.progress.epoch = 1
         trainer.save(os.path.join(folder, f"saved-{count}.pth"))
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
