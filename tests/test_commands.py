@@ -4,6 +4,8 @@ import glob
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import finetune
 import pretrain
 import run_baseline
 from engine.checkpoint import read_checkpoint
+from engine.config import ROOT
 from tests.conftest import SMALL, write_mix, write_tiny
 
 METRICS = {"recall@10", "recall@50", "ndcg@10", "ndcg@50"}
@@ -75,6 +78,15 @@ def test_pretraining_saves_a_checkpoint_of_plain_data(pretrained):
     assert (content["epoch"], content["train_stage"], content["model"]) == (2, "pretrain", "UniSRec")
     assert content["config"]["dataset"] == "Mix" and content["item_tokens"] is None
     assert "item_embedding.weight" not in content["state_dict"] and len(content["state_dict"]) == 39
+
+
+def test_training_loads_neither_torchs_compiler_nor_a_language_model(data, tmp_path):
+    """Each would take seconds of every start."""
+    command = ["-d", "Tiny", f"--data_path={data['Tiny']}", f"--checkpoint_dir={tmp_path}", "--epochs=1", *SMALL]
+    code = f"import sys, finetune; finetune.main({command!r}); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "torch.optim.adam" in modules.split()
+    assert not {"torch._dynamo", "sympy", "transformers"} & set(modules.split())
 
 
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])

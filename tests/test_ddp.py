@@ -53,6 +53,8 @@ SHARES = {
     3: {"even": (4, 4, 3), "uneven": (1, 8, 2), "nothing": (3, 0, 8), "nothing twice": (0, 11, 0)},
 }
 STAGES = ("pretrain", "inductive_ft", "transductive_ft")
+# options to try with uneven shares, and how far from one process they may be; all other items drawn are the exact loss
+VARIANTS = {"bf16": ({"enable_amp": True}, 2e-2), "sampled": ({"sampled_negatives": 1000}, 1e-5)}
 
 
 # -- losses, gradients, metrics --------------------------------------------------------------------------------------
@@ -170,6 +172,14 @@ def worker(number, count, folder, port):
                     for accumulate in (1, 3):
                         config["accumulate"] = accumulate
                         results[stage, share, accumulate] = loss_and_gradients(trainer, batch)
+            for variant, (options, _) in VARIANTS.items():
+                model, config, batches, _ = open_stage(stage, folder, **options)
+                trainer, split = Trainer(config, model, "nowhere"), SHARES[count]["uneven"]
+                with no_chance():
+                    batch = batches.make(np.arange(sum(split[:number]), sum(split[: number + 1])))
+                    for accumulate in (1, 3):
+                        config["accumulate"] = accumulate
+                        results[stage, variant, accumulate] = loss_and_gradients(trainer, batch)
         torch.save(results, os.path.join(folder, f"results-{count}-{number}.pt"))
         set_seeds(config["seed"], rank())
         trainer.progress.epoch = 1
@@ -192,6 +202,9 @@ def computed(tmp_path_factory):
             model, config, batches, _ = open_stage(stage, folder)
             trainer = Trainer(config, model, "nowhere")
             alone[stage] = loss_and_gradients(trainer, batches.make(np.arange(WINDOWS)))
+            model, config, *_ = open_stage(stage, folder, enable_amp=True)
+            trainer = Trainer(config, model, "nowhere")
+            alone[stage, "bf16"] = loss_and_gradients(trainer, batches.make(np.arange(WINDOWS)))
     return results, alone, folder
 
 
@@ -212,6 +225,26 @@ def test_several_processes_compute_what_one_does(computed, stage, count, share, 
         assert own.keys() == gradients.keys()
         for name, gradient in gradients.items():
             assert (own[name] - gradient).abs().max() <= 1e-5 * largest, name
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("count", SHARES)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_so_they_do_in_bf16_and_with_sampled_negatives(computed, stage, variant, count, accumulate):
+    results, alone, _ = computed
+    tolerance = VARIANTS[variant][1]
+    loss, gradients = alone.get((stage, variant), alone[stage])
+    found = [result[stage, variant, accumulate] for result in results[count]]
+    assert sum(own for own, _ in found) / count == pytest.approx(loss, rel=tolerance)
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    for _, own in found:
+        assert own.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            assert (own[name] - gradient).abs().max() <= tolerance * largest, name
+    if variant == "bf16":
+        rounded = max((gradient - alone[stage][1][name]).abs().max() for name, gradient in gradients.items())
+        assert rounded > 1e-4 * largest
 
 
 @pytest.mark.parametrize("count", SHARES)

@@ -1,5 +1,7 @@
 """Optimisers by name, and those of embeddings with sparse gradients."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -22,9 +24,30 @@ class Model(nn.Module):
 
 def test_learners():
     for name, kind in (("adam", torch.optim.Adam), ("AdamW", torch.optim.AdamW), ("adagrad", torch.optim.Adagrad)):
-        assert type(make_optimizer(SETTINGS | {"learner": name}, Model())) is kind
+        assert isinstance(make_optimizer(SETTINGS | {"learner": name}, Model()), kind)
     with pytest.raises(UserError, match="--learner: found 'adm', expected one of adam, adamw, sgd"):
         make_optimizer(SETTINGS | {"learner": "adm"}, Model())
+
+
+@pytest.mark.parametrize("name, kind", [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)])
+def test_they_do_what_torchs_do(name, kind):
+    """The same steps bit for bit, and each takes the other's state."""
+    torch.manual_seed(0)
+    model, theirs = Model(), Model()
+    theirs.load_state_dict(model.state_dict())
+    optimizer = make_optimizer(SETTINGS | {"learner": name, "weight_decay": 0.1}, model)
+    reference = kind(theirs.parameters(), lr=0.1, weight_decay=0.1, fused=True)
+    for step in range(4):
+        for one, way in ((model, optimizer), (theirs, reference)):
+            way.zero_grad()
+            one(torch.tensor([step, 4])).backward()
+            way.step()
+        for own, other in zip(model.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(own, other) and own.grad.abs().sum() > 0
+        if step == 1:
+            states = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(reference.state_dict())
+            optimizer.load_state_dict(states[1])
+            reference.load_state_dict(states[0])
 
 
 def test_what_is_frozen_is_not_the_optimizers():
