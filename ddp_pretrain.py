@@ -39,6 +39,7 @@ def main(argv):
         return
     processes = _number("nproc", processes if processes is not None else torch.cuda.device_count() or 1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port(port)), WORLD_SIZE=str(processes))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     UniSRecDataset(config).sequences("train")  # mistakes show here, and the processes find what is parsed in a cache
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of each process it ends
     if not torch.cuda.is_available():
@@ -90,8 +91,8 @@ def _spawned(rank, options, mistakes):
 
 def work(config):
     """Join the others and pre-train."""
-    with joined():
-        pretrain(config)
+    with joined() as restarts:
+        pretrain(config, restarts)
 
 
 def _number(key, value):

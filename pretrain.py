@@ -20,8 +20,8 @@ def main(argv):
     from common.processes import joined
 
     config = configure(options)
-    with joined():
-        pretrain(config)
+    with joined() as restarts:
+        pretrain(config, restarts)
 
 
 def configure(options):
@@ -39,9 +39,13 @@ def configure(options):
     return config
 
 
-def pretrain(config):
-    """Pre-train and save. Returns the path of the last checkpoint."""
-    from common.processes import rank, restarts
+def pretrain(config, restarts=0):
+    """Pre-train and save; where torchrun has started the run before, go on from its last checkpoint.
+
+    Returns:
+        str: the path of the last checkpoint.
+    """
+    from common.processes import rank
     from engine.checkpoint import latest_of_run, load_weights, read_checkpoint
     from engine.setup import build_model, open_dataset, sequence_batches, set_seeds, start_logging
     from engine.trainer import Trainer
@@ -54,7 +58,7 @@ def pretrain(config):
     path = os.path.join(config["checkpoint_dir"], f"UniSRec-{config['dataset']}-{{epoch}}.pth")
     trainer = Trainer(config, model, path)
     set_seeds(config["seed"], rank())
-    resume = latest_of_run(path, config) if restarts() else None
+    resume = latest_of_run(path, config) if restarts else None
     resume = resume or config["resume"]
     if resume:
         checkpoint = read_checkpoint(resume)

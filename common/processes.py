@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import time
+import uuid
 
 import torch
 import torch.distributed as dist
@@ -25,34 +27,60 @@ def is_main():
     return rank() == 0
 
 
-def start_process_group():
-    """Join the group that torchrun's environment variables describe: NCCL on GPUs, else gloo."""
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if backend == "nccl":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    # torchrun's static rendezvous keeps its store when it restarts, with the addresses of processes that are gone
-    store, number, count = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"start {restarts()}", store)
-    dist.init_process_group(backend, store=store, rank=number, world_size=count)
-
-
 @contextlib.contextmanager
-def joined():
+def joined(backend=None, timeout=None):
     """Be one of the processes that torchrun, or `ddp_pretrain.py`, has started while the block runs; else do nothing.
 
-    After a failure the group is left as it is: taking leave would wait for the others.
+    Yields how often torchrun has started them all before, int, which it does when one fails or joins. After a failure
+    the group is left as it is: taking leave would wait for the others.
+
+    Args:
+        backend (str or None): by default NCCL where there are GPUs, a process each, else gloo.
+        timeout (datetime.timedelta or None): how long a process waits for the others; by default torch's.
     """
     if "LOCAL_RANK" not in os.environ:
-        yield
+        yield 0
         return
-    start_process_group()
-    yield
+    earlier = _start_process_group(backend, timeout)
+    yield max(earlier, *gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))))
     dist.destroy_process_group()
 
 
-def restarts():
-    """How often torchrun has started all processes again because one had failed: int."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def _start_process_group(backend, timeout):
+    """Join the group that torchrun's environment variables describe. Returns how many its store has served before."""
+    if backend is None and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        backend = "nccl"
+    store, number, count = next(dist.rendezvous("env://"))
+    start = _agree_on_start(store, number, count)
+    store = dist.PrefixStore(f"start {start}", store)
+    dist.init_process_group(backend or "gloo", timeout=timeout, store=store, rank=number, world_size=count)
+    return start - 1
+
+
+def _agree_on_start(store, number, count):
+    """The number of this start, from 1 on, the same in all its processes, so that they use a part of the store that is
+    theirs alone.
+
+    torchrun keeps its store when it starts the processes again, with the addresses of those that are gone, and counts
+    the restarts on each node by itself. So the first process counts, and answers each other's question; an answer
+    belongs to a question that no earlier process has asked.
+    """
+    if number:
+        question = uuid.uuid4().hex
+        store.set(f"question {number}", question)
+        start = int(store.get(f"answer {question}"))  # waits for it
+        store.set(f"known {start} {number}", "")
+        return start
+    start, waiting = store.add("starts", 1), set(range(1, count))
+    while waiting:
+        for other in sorted(waiting):
+            if store.check([f"known {start} {other}"]):
+                waiting.remove(other)
+            elif store.check([f"question {other}"]):
+                store.set(f"answer {store.get(f'question {other}').decode()}", str(start))
+        time.sleep(0.02)
+    return start
 
 
 def from_main(value):

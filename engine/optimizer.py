@@ -32,8 +32,10 @@ def make_optimizer(config, model):
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding) and module.sparse}
     sparse = [parameter for parameter in trained if parameter in embeddings]
     dense = [parameter for parameter in trained if parameter not in embeddings]
-    fused = {"fused": True} if name in _FUSED else {}
-    optimizer = _uncompiled(_OPTIMIZERS[name])(dense, lr=config["learning_rate"], weight_decay=config["weight_decay"], **fused)
+    settings = {"lr": config["learning_rate"], "weight_decay": config["weight_decay"]}
+    if name in _FUSED:
+        settings["fused"] = True
+    optimizer = _uncompiled(_OPTIMIZERS[name])(dense, **settings)
     if not sparse:
         return optimizer
     for key, found, expected in (

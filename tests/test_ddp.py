@@ -6,11 +6,13 @@ The processes talk over gloo on the CPU.
 import contextlib
 import glob
 import os
+import pathlib
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -313,6 +315,7 @@ class Running:
     def __init__(self, *command):
         drop = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         environment = {name: value for name, value in os.environ.items() if name not in drop}
+        environment["OMP_NUM_THREADS"] = "1"  # sums are rounded alike
         command = [sys.executable, "-W", "ignore", *map(str, command)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.log = []
@@ -337,6 +340,12 @@ class Running:
                 if started_by_torchrun or "spawn_main" in command.read():
                     found.append(pid)
         return sorted(found)
+
+    def writes(self):
+        """Whether the process that writes is among its own."""
+        while not (workers := self.workers()):
+            time.sleep(0.1)
+        return b"\0RANK=0\0" in pathlib.Path(f"/proc/{workers[0]}/environ").read_bytes()
 
     def end(self, seconds):
         """Wait for its end; returns (exit code, log)."""
@@ -389,16 +398,21 @@ def test_a_run_told_to_stop_saves_and_goes_on_as_if_undisturbed(mixture, tmp_pat
 
 
 @linux
-def test_torchrun_restarts_from_the_last_checkpoint_and_ends_the_same(mixture, tmp_path):
-    """A process is killed; torchrun starts all again."""
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", "--max_restarts=1"]
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_torchrun_restarts_from_the_last_checkpoint_and_ends_the_same(mixture, tmp_path, nodes):
+    """A process is killed; torchrun, on one node or two, starts all again."""
+    port = free_port()
+    meeting = ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}"] if nodes == 2 else [f"--master_port={port}"]
+    torchrun = ["-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={2 // nodes}", *meeting]
     options = ["--epochs=9", "--save_step=1"]
-    run = Running(*torchrun, *ddp_command(mixture, tmp_path / "killed", *options))
-    run.wait_for("epoch 3  train")
-    os.kill(run.workers()[-1], signal.SIGKILL)
-    run.wait_for("going on after epoch")
-    code, log = run.end(180)
-    assert code == 0, log
+    command = [*torchrun, "--max_restarts=2", *ddp_command(mixture, tmp_path / "killed", *options)]
+    *followers, writer = sorted((Running(*command) for _ in range(nodes)), key=Running.writes)
+    writer.wait_for("epoch 3  train")
+    os.kill((followers or [writer])[0].workers()[-1], signal.SIGKILL)
+    writer.wait_for("going on after epoch")
+    for run in (writer, *followers):
+        code, log = run.end(180)
+        assert code == 0, log
     whole = Running(*ddp_command(mixture, tmp_path / "whole", "--nproc=2", *options))
     assert whole.end(180)[0] == 0
     assert_same_end(*(tmp_path / part / "UniSRec-Mix-9.pth" for part in ("killed", "whole")))
@@ -429,7 +443,7 @@ def test_torchrun_fine_tunes_and_one_process_writes(tiny, tmp_path):
 @pytest.fixture
 def ddp(mixture, tmp_path, refused, monkeypatch):
     """Run ddp_pretrain.py where it must fail, in this process; returns the message."""
-    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "")  # what the command sets goes after the test
         monkeypatch.delenv(name)
     common = ["-d", "Mix", f"--data_path={mixture}", f"--checkpoint_dir={tmp_path}/saved", *SMALL]
@@ -497,7 +511,7 @@ def test_a_bug_in_a_process_keeps_its_traceback(mixture, tmp_path, monkeypatch):
     def spawn(function, arguments, nprocs, join):
         return Ended(torch.multiprocessing.ProcessRaisedException("ZeroDivisionError in line 3", 0, 1))
 
-    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)

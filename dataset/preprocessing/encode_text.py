@@ -23,11 +23,10 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file
 sys.path.insert(0, PROJECT)  # so that the script finds `common`, from whatever folder it is started
 
 import numpy as np  # noqa: E402
-import torch.distributed as dist  # noqa: E402
 
 from common.errors import UserError, did_you_mean, run_command  # noqa: E402
 from common.files import atomic_path, check_can_write, file_sha256, read_json, write_json, writing  # noqa: E402
-from common.processes import is_main  # noqa: E402
+from common.processes import is_main, joined  # noqa: E402
 from dataset.preprocessing.encoder import (  # noqa: E402
     Encoder,
     Shards,
@@ -241,19 +240,15 @@ def _parser():
 def main(argv):
     """The command; see the top of the file."""
     options = _parser().parse_args(argv)
-    if "LOCAL_RANK" not in os.environ:
-        return _run(options)
-    # torchrun has started us. Only mistakes and shards' numbers are exchanged, and one process may wait long.
-    dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))
-    try:
-        _run(options)
-    except UserError:
-        if is_main():
-            raise
-        time.sleep(1)  # torchrun ends all processes when one has ended: the first is to tell the mistake before
-        raise SystemExit(2) from None
-    finally:
-        dist.destroy_process_group()
+    # under torchrun only mistakes and shards' numbers are exchanged, and one process may wait long
+    with joined("gloo", datetime.timedelta(days=7)):
+        try:
+            _run(options)
+        except UserError:
+            if is_main():
+                raise
+            time.sleep(1)  # torchrun ends all processes when one has ended: the first is to tell the mistake before
+            raise SystemExit(2) from None
 
 
 def _run(options):
