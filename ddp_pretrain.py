@@ -27,7 +27,7 @@ from the last checkpoint. SIGTERM saves and ends the run with code 75.
     + PRETRAIN_USAGE
 )
 SHORT = {"-d": "dataset", "-p": "port"}
-GRACE = 10  # seconds that the other processes get to end when one has
+GRACE = 3  # seconds that the other processes get to end when one has
 
 
 def main(argv):
@@ -37,12 +37,17 @@ def main(argv):
     if "LOCAL_RANK" in os.environ:  # torchrun has started us
         work(config)
         return
-    processes = _number("nproc", processes if processes is not None else torch.cuda.device_count() or 1)
+    gpus = torch.cuda.device_count() if config["device"].type == "cuda" else 0
+    processes = _number("nproc", processes if processes is not None else gpus or 1)
+    if 0 < gpus < processes:
+        raise UserError(
+            f"option --nproc: found {processes}, expected at most {gpus}: each takes a GPU"
+        )
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port(port)), WORLD_SIZE=str(processes))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     UniSRecDataset(config).sequences("train")  # mistakes show here, and the processes find what is parsed in a cache
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of each process it ends
-    if not torch.cuda.is_available():
+    if not gpus:
         print(f"no GPU: {processes} process{'es' if processes > 1 else ''} on the CPU (gloo); --nproc N changes that")
     spawn(options, processes)
 
@@ -75,6 +80,11 @@ def spawn(options, processes):
             f"error: process {end.error_index} of {processes} {how}, the others were stopped; "
             "go on from the last checkpoint with --resume"
         ) from None
+    except KeyboardInterrupt:
+        for process in context.processes:  # they may wait for each other where no signal reaches them
+            process.join(GRACE)
+            process.kill()
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -91,8 +101,8 @@ def _spawned(rank, options, mistakes):
 
 def work(config):
     """Join the others and pre-train."""
-    with joined() as restarts:
-        pretrain(config, restarts)
+    with joined(config["device"]) as first_start:
+        pretrain(config, first_start)
 
 
 def _number(key, value):

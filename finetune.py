@@ -26,7 +26,7 @@ def main(argv):
 
     dataset = take_option(options, "dataset", "Scientific")
     config = build_config(UniSRec, dataset, ["overall.yaml", "UniSRec.yaml", "finetune.yaml"], options)
-    with joined():
+    with joined(config["device"]):
         finetune(config)
 
 

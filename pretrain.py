@@ -20,8 +20,8 @@ def main(argv):
     from common.processes import joined
 
     config = configure(options)
-    with joined() as restarts:
-        pretrain(config, restarts)
+    with joined(config["device"]) as first_start:
+        pretrain(config, first_start)
 
 
 def configure(options):
@@ -39,29 +39,34 @@ def configure(options):
     return config
 
 
-def pretrain(config, restarts=0):
-    """Pre-train and save; where torchrun has started the run before, go on from its last checkpoint.
+def pretrain(config, first_start=None):
+    """Pre-train and save.
+
+    Args:
+        config (Config)
+        first_start (float or None): where torchrun has started this run again, when it first did (seconds since 1970);
+            the run then goes on from what it has saved since.
 
     Returns:
         str: the path of the last checkpoint.
     """
-    from common.processes import rank
+    from common.processes import from_main, is_main, rank
     from engine.checkpoint import latest_of_run, load_weights, read_checkpoint
     from engine.setup import build_model, open_dataset, sequence_batches, set_seeds, start_logging
     from engine.trainer import Trainer
     from unisrec import UniSRec
 
-    start_logging()
+    start_logging(config)
     dataset = open_dataset(config)
     batches = sequence_batches(config, dataset)
     model = build_model(UniSRec, config, dataset)
     path = os.path.join(config["checkpoint_dir"], f"UniSRec-{config['dataset']}-{{epoch}}.pth")
     trainer = Trainer(config, model, path)
     set_seeds(config["seed"], rank())
-    resume = latest_of_run(path, config) if restarts else None
-    resume = resume or config["resume"]
+    resume = latest_of_run(path, config, first_start) if first_start and is_main() else None
+    resume = from_main(resume or config["resume"])
     if resume:
-        checkpoint = read_checkpoint(resume)
+        checkpoint = from_main(read_checkpoint(resume) if is_main() else None)  # nodes may not share the folder
         load_weights(model, checkpoint, resume)
         trainer.resume(checkpoint, resume)
     trainer.fit(batches, save_step=config["save_step"])

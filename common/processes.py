@@ -1,6 +1,7 @@
 """The processes of a distributed run, and joining tensors over them with gradients."""
 
 import contextlib
+import datetime
 import os
 import signal
 import time
@@ -9,6 +10,9 @@ import uuid
 import torch
 import torch.distributed as dist
 
+from common.errors import UserError
+
+PATIENCE = datetime.timedelta(hours=2)  # of a process with the others: one may evaluate or read alone for long
 PREEMPTED = 75  # exit code of a run that was told to stop and can go on (EX_TEMPFAIL of sysexits.h)
 
 
@@ -28,37 +32,39 @@ def is_main():
 
 
 @contextlib.contextmanager
-def joined(backend=None, timeout=None):
+def joined(device=None, timeout=PATIENCE):
     """Be one of the processes that torchrun, or `ddp_pretrain.py`, has started while the block runs; else do nothing.
 
-    Yields how often torchrun has started them all before, int, which it does when one fails or joins. After a failure
-    the group is left as it is: taking leave would wait for the others.
+    Where torchrun has started them before, which it does when one fails or joins, yields when it first did, in seconds
+    since 1970; else None. After a failure the group is left as it is: taking leave would wait for the others.
 
     Args:
-        backend (str or None): by default NCCL where there are GPUs, a process each, else gloo.
-        timeout (datetime.timedelta or None): how long a process waits for the others; by default torch's.
+        device (torch.device or None): of this process; on GPUs they talk over NCCL, else over gloo.
+        timeout (datetime.timedelta): how long a process waits for the others.
+
+    Raises:
+        UserError: more processes than GPUs.
     """
     if "LOCAL_RANK" not in os.environ:
-        yield 0
+        yield None
         return
-    earlier = _start_process_group(backend, timeout)
-    yield max(earlier, *gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))))
+    backend = "gloo"
+    if device is not None and device.type == "cuda":
+        backend = "nccl"
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise UserError(f"process {local + 1} of this machine finds {gpus} GPUs; start as many processes as GPUs")
+        torch.cuda.set_device(device)
+    store, number, count = next(dist.rendezvous("env://"))
+    start = _agree_on_start(store, number, count, timeout)
+    own_store = dist.PrefixStore(f"start {start}", store)
+    dist.init_process_group(backend, timeout=timeout, store=own_store, rank=number, world_size=count)
+    again = start > 1 or any(gather_objects(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"))
+    yield float(store.get("first start")) if again else None
     dist.destroy_process_group()
 
 
-def _start_process_group(backend, timeout):
-    """Join the group that torchrun's environment variables describe. Returns how many its store has served before."""
-    if backend is None and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        backend = "nccl"
-    store, number, count = next(dist.rendezvous("env://"))
-    start = _agree_on_start(store, number, count)
-    store = dist.PrefixStore(f"start {start}", store)
-    dist.init_process_group(backend or "gloo", timeout=timeout, store=store, rank=number, world_size=count)
-    return start - 1
-
-
-def _agree_on_start(store, number, count):
+def _agree_on_start(store, number, count, timeout):
     """The number of this start, from 1 on, the same in all its processes, so that they use a part of the store that is
     theirs alone.
 
@@ -69,18 +75,32 @@ def _agree_on_start(store, number, count):
     if number:
         question = uuid.uuid4().hex
         store.set(f"question {number}", question)
-        start = int(store.get(f"answer {question}"))  # waits for it
+        store.wait([f"answer {question}"], timeout)
+        start = int(store.get(f"answer {question}"))
         store.set(f"known {start} {number}", "")
         return start
     start, waiting = store.add("starts", 1), set(range(1, count))
+    store.compare_set("first start", "", str(time.time()))
+    end = time.monotonic() + timeout.total_seconds()
     while waiting:
         for other in sorted(waiting):
             if store.check([f"known {start} {other}"]):
                 waiting.remove(other)
             elif store.check([f"question {other}"]):
                 store.set(f"answer {store.get(f'question {other}').decode()}", str(start))
+        if time.monotonic() > end:
+            raise TimeoutError(f"processes {', '.join(map(str, sorted(waiting)))} of {count} did not come")
         time.sleep(0.02)
     return start
+
+
+def any_process(flag, device):
+    """Whether `flag` is true in any process: bool, the same in all. They talk on `device`."""
+    if not dist.is_initialized():
+        return bool(flag)
+    found = torch.tensor(int(flag), device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
 
 
 def from_main(value):
@@ -119,11 +139,7 @@ class Preemption:
 
     def asked(self, device):
         """Whether any process has been told; all processes call it, and get the same answer."""
-        if not dist.is_initialized():
-            return self._told
-        told = torch.tensor(int(self._told), device=device)
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-        return bool(told)
+        return any_process(self._told, device)
 
 
 def gather_objects(value):

@@ -22,7 +22,8 @@ _SIZES = {  # which setting a tensor's shape tells, and where
     "n_exps": ("moe_adaptor.experts.bias", 0),
     "text width (encoder)": ("moe_adaptor.experts.bias", 1),
 }
-_NOT_OF_A_RUN = dict.fromkeys(("epochs", "resume", "show_progress"))  # settings that may differ between its parts
+# settings that may differ between the parts of a run
+_NOT_OF_A_RUN = dict.fromkeys(("epochs", "resume", "show_progress", "device", "checkpoint_dir", "data_path"))
 logger = logging.getLogger(__name__)
 
 
@@ -96,25 +97,33 @@ def read_checkpoint(path):
     return content
 
 
-def latest_of_run(pattern, config):
+def changed_settings(checkpoint, config):
+    """What a training would do otherwise than the one that saved a checkpoint: dict of key -> (then, now)."""
+    then, now = ({**settings, **_NOT_OF_A_RUN} for settings in (checkpoint["config"], config.plain()))
+    return {key: (then.get(key), now.get(key)) for key in sorted(then | now) if then.get(key) != now.get(key)}
+
+
+def latest_of_run(pattern, config, since):
     """The checkpoint that went furthest of a training with these very settings, from which it can go on.
 
     Args:
         pattern (str): the files, with `{epoch}` in the name.
         config (Config): the training's; how many epochs it is to have may differ.
+        since (float): seconds since 1970; older files are of another run.
 
     Returns:
         str or None
     """
     found = []
     for path in glob.glob(glob.escape(pattern).replace("{epoch}", "*")):
+        if os.path.getmtime(path) < since:
+            continue
         try:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except Exception:  # whatever is wrong with it, it is none to go on from
             continue
         if content.get("format") == FORMAT and "optimizer" in content:
-            same = {**content["config"], **_NOT_OF_A_RUN} == {**config.plain(), **_NOT_OF_A_RUN}
-            if same and content["epoch"] < config["epochs"]:
+            if not changed_settings(content, config) and content["epoch"] < config["epochs"]:
                 found.append((content["progress"]["epoch"], content["progress"]["batch"], path))
     return max(found)[-1] if found else None
 

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 def finetune(config):
     """Fine-tune UniSRec (or evaluate it, with `epochs` 0) and write the result. Returns the result, dict."""
-    start_logging()
+    start_logging(config)
     checkpoint = read_checkpoint(config["pretrained"]) if config["pretrained"] else None
     _settle_stage(config, checkpoint)
     watch = Stopwatch()
@@ -53,7 +53,7 @@ def finetune(config):
 
 def run_baseline(config):
     """Train and test a model that reads rows, under the same protocol. Returns the result, dict."""
-    start_logging()
+    start_logging(config)
     if config["model"] in UNTRAINED:
         config["epochs"] = 0
     watch = Stopwatch()

@@ -12,13 +12,14 @@ import torch
 
 from common.errors import UserError
 from common.files import write_json
-from common.processes import gather, is_main, rank, world_size
+from common.processes import gather, gather_objects, is_main, rank, world_size
 
 logger = logging.getLogger(__name__)
 
 
-def start_logging():
-    """Log to the terminal: everything from the main process, from the others only what goes wrong."""
+def start_logging(config):
+    """Tell the terminal everything from the main process, from the others only what goes wrong, and no progress."""
+    config["show_progress"] = bool(config["show_progress"]) and is_main()
     logging.basicConfig(
         level=logging.INFO if is_main() else logging.ERROR,
         stream=sys.stderr,
@@ -43,7 +44,11 @@ def open_dataset(config):
     from data import UniSRecDataset
 
     dataset = UniSRecDataset(config)
-    summary = str(dataset)  # reads the training file: not inside logging, which would print a traceback of a mistake
+    if not is_main():
+        gather_objects(None)  # the main process reads the training file, the others what it has cached
+    summary = str(dataset)  # not inside logging, which would print a traceback of a mistake
+    if is_main():
+        gather_objects(None)
     logger.info("%s", summary)
     return dataset
 

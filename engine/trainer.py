@@ -15,10 +15,13 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import writing
-from common.processes import PREEMPTED, Preemption, broadcast, gather_objects, is_main, rank, world_size
-from engine.checkpoint import save_checkpoint
+from common.processes import PREEMPTED, Preemption, any_process, broadcast, gather_objects, is_main, rank, world_size
+from engine.checkpoint import changed_settings, save_checkpoint
 from engine.optimizer import make_optimizer
 
+# what fixes the order of the data, which a training stopped within an epoch has a part of behind it
+_ORDER = ("dataset", "seed", "train_batch_size", "train_mode", "window_stride", "MAX_ITEM_LIST_LENGTH")
+_LEARNING = {"lr": "learning_rate", "weight_decay": "weight_decay"}  # the optimiser's names, and ours
 logger = logging.getLogger(__name__)
 
 
@@ -61,7 +64,6 @@ class Trainer:
     def __init__(self, config, model, path, item_tokens=None):
         self.config, self.model, self.path, self.item_tokens = config, model, path, item_tokens
         self.device = config["device"]
-        self.show_progress = bool(config["show_progress"]) and is_main()
         self.progress = Progress()
         if world_size() > 1:
             _use_dense_gradients(model)
@@ -133,31 +135,31 @@ class Trainer:
         if self.progress.batch:
             batches.skip(self.progress.batch)
         self.model.train()
-        total, seen, told_to_stop = 0.0, 0, False
+        steps, told_to_stop = [], False
         bar = tqdm(
             batches,
             total=len(batches),
             initial=self.progress.batch,
             desc=f"Epoch {epoch + 1}",
             leave=False,
-            disable=None if self.show_progress else True,
+            disable=None if self.config["show_progress"] else True,
         )
         for batch in bar:
             loss = self.train_step(batch)
-            total, seen = total + loss * len(batch), seen + len(batch)
+            steps.append((loss, len(batch)))
             self.progress.batch += 1
             bar.set_postfix(loss=f"{loss:.4f}")
             told_to_stop = self.preemption.asked(self.device)
             if told_to_stop:
                 break
-        total, seen = (sum(parts) for parts in zip(*gather_objects((total, seen)), strict=True))
+        loss, seen = _mean_loss(gather_objects(steps))
         seconds = time.perf_counter() - start
         self.progress.predictions += seen
         self.progress.train_seconds += seconds
         if told_to_stop:
             self._stop()
-        self._report(epoch, {"loss": total / max(seen, 1), "predictions per second": seen / seconds})
-        return total / max(seen, 1)
+        self._report(epoch, {"loss": loss, "predictions per second": seen / seconds})
+        return loss
 
     def _stop(self):
         """Leave because a process was told to: save what a pre-training needs to go on."""
@@ -168,6 +170,7 @@ class Trainer:
             raise SystemExit(PREEMPTED)
         path = self._epoch_path(f"{self.progress.epoch}-stopped")
         self.save(path)
+        gather_objects(None)  # who ends first has the others ended: wait until the file is there
         logger.info("told to stop in %s; go on with --resume=%s", where, path)
         raise SystemExit(PREEMPTED)
 
@@ -188,9 +191,10 @@ class Trainer:
         if self.config["clip_grad_norm"]:
             clip_grad_norm_(self.model.parameters(), **self.config["clip_grad_norm"])
         value = loss.item()
-        if not math.isfinite(value):
+        if any_process(not math.isfinite(value), self.device):
+            found = "no number in another process" if math.isfinite(value) else value
             raise UserError(
-                f"the loss is {value} in epoch {self.progress.epoch + 1}; "
+                f"the loss is {found} in epoch {self.progress.epoch + 1}; "
                 "set a lower --learning_rate or --clip_grad_norm='{max_norm: 1.0}'"
             )
         self.optimizer.step()
@@ -289,12 +293,24 @@ class Trainer:
             raise UserError(
                 f"{path}: was trained with {learner}, not {self.config['learner']}; give --learner={learner}"
             )
+        progress, changed = Progress(**checkpoint["progress"]), changed_settings(checkpoint, self.config)
+        for key in _ORDER:
+            if progress.batch and key in changed:
+                then, now = changed[key]
+                raise UserError(
+                    f"{path}: was stopped within an epoch, with {key} {then}, not {now}; give --{key}={then}"
+                )
         if checkpoint["epoch"] >= self.config["epochs"]:
             raise UserError(
                 f"{path}: has {checkpoint['epoch']} epochs behind it, --epochs is {self.config['epochs']}; give more"
             )
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.progress = Progress(**checkpoint["progress"])
+        for group in self.optimizer.param_groups:
+            group.update({name: self.config[key] for name, key in _LEARNING.items()})
+        if changed:
+            told = ", ".join(f"{key} {then} -> {now}" for key, (then, now) in changed.items())
+            logger.info("settings changed since %s: %s", path, told)
+        self.progress = progress
         generators = checkpoint["generators"]
         if len(generators) == world_size():
             self._set_generators(generators[rank()])
@@ -302,6 +318,20 @@ class Trainer:
             logger.info("saved by %s processes, now %s: the noise differs", len(generators), world_size())
         within = f" and {self.progress.batch} batches" if self.progress.batch else ""
         logger.info("going on after epoch %d%s", self.progress.epoch, within)
+
+
+def _mean_loss(steps):
+    """The mean loss of an epoch's predictions, and their number.
+
+    Args:
+        steps (list of list of (float, int)): of each process, the loss and the predictions of each step. The mean of
+            the processes' losses is that of the step's batch, however many predictions each had of it.
+    """
+    total, seen = 0.0, 0
+    for step in zip(*steps, strict=True):
+        losses, counts = zip(*step, strict=True)
+        total, seen = total + sum(losses) / len(losses) * sum(counts), seen + sum(counts)
+    return total / max(seen, 1), seen
 
 
 class _Loss(torch.nn.Module):

@@ -3,7 +3,9 @@
 The processes talk over gloo on the CPU.
 """
 
+import concurrent.futures
 import contextlib
+import datetime
 import glob
 import os
 import pathlib
@@ -27,6 +29,8 @@ from common.errors import UserError
 from common.files import read_json
 from common.processes import (
     Preemption,
+    _agree_on_start,
+    any_process,
     broadcast,
     from_main,
     gather,
@@ -152,6 +156,7 @@ def helpers_of_processes(number, count):
     if number == count - 1:
         told._note(signal.SIGTERM, None)
     assert told.asked(torch.device("cpu")) is True
+    assert any_process(number == 1, torch.device("cpu")) is True and any_process(False, torch.device("cpu")) is False
 
 
 def worker(number, count, folder, port):
@@ -208,6 +213,30 @@ def computed(tmp_path_factory):
             trainer = Trainer(config, model, "nowhere")
             alone[stage, "bf16"] = loss_and_gradients(trainer, batches.make(np.arange(WINDOWS)))
     return results, alone, folder
+
+
+def starts(store, *numbers, count=3, timeout=10.0):
+    """What processes with these numbers agree on, as threads."""
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        waiting = datetime.timedelta(seconds=timeout)
+        return list(pool.map(lambda number: _agree_on_start(store, number, count, waiting), numbers))
+
+
+def test_processes_agree_on_their_start_whatever_earlier_ones_left():
+    store = torch.distributed.HashStore()
+    assert starts(store, 0, 1, 2) == [1, 1, 1]
+    first = store.get("first start")
+    store.set("question 1", "asked by one that was killed")
+    assert starts(store, 2, 1, 0) == [2, 2, 2] and store.get("first start") == first
+    with pytest.raises(TimeoutError, match="processes 1, 2 of 3 did not come"):
+        starts(store, 0, timeout=0.1)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="process 4 of this machine finds 2 GPUs"), joined(torch.device("cuda", 1)):
+        pass
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

@@ -241,7 +241,7 @@ def main(argv):
     """The command; see the top of the file."""
     options = _parser().parse_args(argv)
     # under torchrun only mistakes and shards' numbers are exchanged, and one process may wait long
-    with joined("gloo", datetime.timedelta(days=7)):
+    with joined(timeout=datetime.timedelta(days=7)):
         try:
             _run(options)
         except UserError:

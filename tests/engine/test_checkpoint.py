@@ -13,6 +13,7 @@ from common.errors import UserError
 from data import UniSRecDataset
 from engine.checkpoint import (
     Inert,
+    changed_settings,
     from_published_layout,
     latest_of_run,
     load_weights,
@@ -394,7 +395,7 @@ def test_the_latest_checkpoint_of_a_run_is_the_one_of_these_settings_that_went_f
         save_checkpoint(str(tmp_path / name), torch.nn.Linear(1, 1), config, epoch, progress=progress, **more)
 
     pattern = str(tmp_path / "run-{epoch}.pth")
-    assert latest_of_run(pattern, config()) is None
+    assert latest_of_run(pattern, config(), 0) is None
     write("run-2.pth", 2, 0, config(epochs=2), optimizer={})
     write("run-10.pth", 10, 0, config(), optimizer={})
     write("run-10-stopped.pth", 10, 3, config(), optimizer={})
@@ -402,6 +403,18 @@ def test_the_latest_checkpoint_of_a_run_is_the_one_of_these_settings_that_went_f
     write("run-12.pth", 12, 0, config())  # weights only
     write("run-300.pth", 300, 0, config(), optimizer={})  # nothing is left to do
     (tmp_path / "run-13.pth").write_bytes(b"half of a fi")
-    assert latest_of_run(pattern, config()) == str(tmp_path / "run-10-stopped.pth")
-    assert latest_of_run(pattern, config(epochs=7)) == str(tmp_path / "run-2.pth")
-    assert latest_of_run(pattern, config(seed=1)) is None
+    newest = str(tmp_path / "run-10-stopped.pth")
+    assert latest_of_run(pattern, config(), 0) == newest
+    assert latest_of_run(pattern, config(epochs=7), 0) == str(tmp_path / "run-2.pth")
+    assert latest_of_run(pattern, config(seed=1), 0) is None
+    there = config()
+    there["device"], there["checkpoint_dir"] = torch.device("cuda", 1), "as another node has it"
+    assert latest_of_run(pattern, there, 0) == newest
+    os.utime(newest, (500, 500))  # saved by an earlier run
+    assert latest_of_run(pattern, config(), 1000) == str(tmp_path / "run-10.pth")
+
+
+def test_changed_settings_are_those_that_matter(mixture):
+    then, now = (small_config("pretrain", "Mix", mixture, epochs=n, learning_rate=n / 10) for n in (1, 2))
+    assert changed_settings({"config": then.plain()}, then) == {}
+    assert changed_settings({"config": then.plain()}, now) == {"learning_rate": (0.1, 0.2)}

@@ -15,7 +15,7 @@ from common.files import read_json
 from data import UniSRecDataset
 from engine.checkpoint import load_weights, read_checkpoint
 from engine.setup import Stopwatch, build_model, result_path, set_seeds, write_result
-from engine.trainer import Trainer
+from engine.trainer import Trainer, _mean_loss
 from tests.conftest import SMALL, small_config
 from unisrec import UniSRec
 
@@ -244,6 +244,39 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
     load_weights(resumed.model, checkpoint, path)
     resumed.resume(checkpoint, path)
     assert resumed.fit([Batch()]).epoch == 4 and resumed.model.value.item() == 4
+
+
+def test_a_training_goes_on_with_the_learning_rate_of_today(tmp_path, caplog):
+    first = line_trainer(tmp_path, epochs=1)
+    first.path = str(tmp_path / "line-{epoch}.pth")
+    first.fit([Batch()])
+    path = str(tmp_path / "line-1.pth")
+    again = line_trainer(tmp_path, epochs=2, learning_rate=0.25, weight_decay=0.5)
+    with caplog.at_level("INFO"):
+        again.resume(read_checkpoint(path), path)
+    assert f"settings changed since {path}: learning_rate" in caplog.text and "weight_decay" in caplog.text
+    (group,) = again.optimizer.param_groups
+    assert (group["lr"], group["weight_decay"]) == (0.25, 0.5)
+
+
+def test_half_an_epoch_cannot_go_on_in_another_order(tmp_path):
+    first = line_trainer(tmp_path, epochs=1)
+    first.path = str(tmp_path / "line-{epoch}.pth")
+    first.fit([Batch()])
+    path = str(tmp_path / "line-1.pth")
+    checkpoint = read_checkpoint(path)
+    line_trainer(tmp_path, epochs=4, train_batch_size=7).resume(checkpoint, path)
+    checkpoint["progress"]["batch"] = 3
+    line_trainer(tmp_path, epochs=4).resume(checkpoint, path)
+    with pytest.raises(UserError, match="stopped within an epoch, with train_batch_size 2048, not 7; give --train_b"):
+        line_trainer(tmp_path, epochs=4, train_batch_size=7).resume(checkpoint, path)
+
+
+def test_the_loss_of_an_epoch_is_that_of_its_predictions():
+    """Two processes, two steps; in the second the second process has nothing."""
+    mean, seen = _mean_loss([[(2.0, 1), (10.0, 4)], [(4.0, 5), (0.0, 0)]])
+    assert (mean, seen) == ((3.0 * 6 + 5.0 * 4) / 10, 10)
+    assert _mean_loss([[]]) == (0.0, 0)
 
 
 # -- results ---------------------------------------------------------------------------------------------------------
