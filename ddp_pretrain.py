@@ -8,7 +8,7 @@ import socket
 import torch
 
 from common.errors import UserError, run_command
-from common.processes import PREEMPTED, joined
+from common.processes import PREEMPTED
 from data import UniSRecDataset
 from engine.config import parse_command_line
 from pretrain import USAGE as PRETRAIN_USAGE
@@ -35,14 +35,12 @@ def main(argv):
     port, processes = options.pop("port", None), options.pop("nproc", None)
     config = configure(options)
     if "LOCAL_RANK" in os.environ:  # torchrun has started us
-        work(config)
+        pretrain(config)
         return
     gpus = torch.cuda.device_count() if config["device"].type == "cuda" else 0
     processes = _number("nproc", processes if processes is not None else gpus or 1)
     if 0 < gpus < processes:
-        raise UserError(
-            f"option --nproc: found {processes}, expected at most {gpus}: each takes a GPU"
-        )
+        raise UserError(f"option --nproc: found {processes}, expected at most {gpus}: each takes a GPU")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port(port)), WORLD_SIZE=str(processes))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     UniSRecDataset(config).sequences("train")  # mistakes show here, and the processes find what is parsed in a cache
@@ -93,16 +91,10 @@ def _spawned(rank, options, mistakes):
     """One process of a run that this command started."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     try:
-        work(configure(options))
+        pretrain(configure(options))
     except UserError as mistake:
         mistakes.put(str(mistake))
         raise SystemExit(2) from None
-
-
-def work(config):
-    """Join the others and pre-train."""
-    with joined(config["device"]) as first_start:
-        pretrain(config, first_start)
 
 
 def _number(key, value):

@@ -16,12 +16,7 @@ SHORT = {"-d": "dataset"}
 
 
 def main(argv):
-    options = parse_command_line(argv, SHORT, USAGE)
-    from common.processes import joined
-
-    config = configure(options)
-    with joined(config["device"]) as first_start:
-        pretrain(config, first_start)
+    pretrain(configure(parse_command_line(argv, SHORT, USAGE)))
 
 
 def configure(options):
@@ -39,17 +34,17 @@ def configure(options):
     return config
 
 
-def pretrain(config, first_start=None):
-    """Pre-train and save.
+def pretrain(config):
+    """Pre-train and save, with the other processes where there are some. Returns the path of the last checkpoint."""
+    from common.processes import joined
 
-    Args:
-        config (Config)
-        first_start (float or None): where torchrun has started this run again, when it first did (seconds since 1970);
-            the run then goes on from what it has saved since.
+    with joined(config["device"]) as first_start:
+        return _pretrain(config, first_start)
 
-    Returns:
-        str: the path of the last checkpoint.
-    """
+
+def _pretrain(config, first_start):
+    """The same among processes that have joined; after a restart the run goes on from what it has saved since
+    `first_start` (seconds since 1970; else None)."""
     from common.processes import from_main, is_main, rank
     from engine.checkpoint import latest_of_run, load_weights, read_checkpoint
     from engine.setup import build_model, open_dataset, sequence_batches, set_seeds, start_logging

@@ -32,10 +32,8 @@ def make_optimizer(config, model):
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding) and module.sparse}
     sparse = [parameter for parameter in trained if parameter in embeddings]
     dense = [parameter for parameter in trained if parameter not in embeddings]
-    settings = {"lr": config["learning_rate"], "weight_decay": config["weight_decay"]}
-    if name in _FUSED:
-        settings["fused"] = True
-    optimizer = _uncompiled(_OPTIMIZERS[name])(dense, **settings)
+    fused = {"fused": True} if name in _FUSED else {}
+    optimizer = _uncompiled(_OPTIMIZERS[name])(dense, **group_settings(config), **fused)
     if not sparse:
         return optimizer
     for key, found, expected in (
@@ -48,6 +46,11 @@ def make_optimizer(config, model):
                 f"option --{key}: found {found!r}, expected {expected} with --sampled_negatives and item ids"
             )
     return Together(optimizer, _uncompiled(_SPARSE[name])(sparse, lr=config["learning_rate"]))
+
+
+def group_settings(config):
+    """What may change when a training goes on, by the optimiser's own names: dict."""
+    return {"lr": config["learning_rate"], "weight_decay": config["weight_decay"]}
 
 
 def _uncompiled(optimizer):

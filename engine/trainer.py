@@ -17,11 +17,10 @@ from common.errors import UserError
 from common.files import writing
 from common.processes import PREEMPTED, Preemption, any_process, broadcast, gather_objects, is_main, rank, world_size
 from engine.checkpoint import changed_settings, save_checkpoint
-from engine.optimizer import make_optimizer
+from engine.optimizer import group_settings, make_optimizer
 
 # what fixes the order of the data, which a training stopped within an epoch has a part of behind it
-_ORDER = ("dataset", "seed", "train_batch_size", "train_mode", "window_stride", "MAX_ITEM_LIST_LENGTH")
-_LEARNING = {"lr": "learning_rate", "weight_decay": "weight_decay"}  # the optimiser's names, and ours
+_ORDER = {"dataset", "seed", "train_batch_size", "train_mode", "window_stride", "MAX_ITEM_LIST_LENGTH"}
 logger = logging.getLogger(__name__)
 
 
@@ -284,29 +283,25 @@ class Trainer:
         """Go on from a checkpoint of `save`, bit for bit: weights are in the model already.
 
         Raises:
-            UserError: the checkpoint has no optimiser in it, or another; or it has all `epochs` behind it.
+            UserError: the checkpoint has no optimiser in it, or another; it is of the middle of an epoch in another
+                order; or it has all `epochs` behind it.
         """
         if not {"optimizer", "generators", "progress"} <= checkpoint.keys():
             raise UserError(f"{path}: cannot be resumed, it holds weights only; expected one that pretrain.py saved")
-        learner = checkpoint["config"]["learner"]
-        if learner != self.config["learner"]:
-            raise UserError(
-                f"{path}: was trained with {learner}, not {self.config['learner']}; give --learner={learner}"
-            )
         progress, changed = Progress(**checkpoint["progress"]), changed_settings(checkpoint, self.config)
-        for key in _ORDER:
-            if progress.batch and key in changed:
-                then, now = changed[key]
-                raise UserError(
-                    f"{path}: was stopped within an epoch, with {key} {then}, not {now}; give --{key}={then}"
-                )
+        if "learner" in changed:
+            then, now = changed["learner"]
+            raise UserError(f"{path}: was trained with {then}, not {now}; give --learner={then}")
+        for key in sorted(changed.keys() & _ORDER) if progress.batch else ():
+            then, now = changed[key]
+            raise UserError(f"{path}: was stopped within an epoch, with {key} {then}, not {now}; give --{key}={then}")
         if checkpoint["epoch"] >= self.config["epochs"]:
             raise UserError(
                 f"{path}: has {checkpoint['epoch']} epochs behind it, --epochs is {self.config['epochs']}; give more"
             )
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         for group in self.optimizer.param_groups:
-            group.update({name: self.config[key] for name, key in _LEARNING.items()})
+            group.update(group_settings(self.config))
         if changed:
             told = ", ".join(f"{key} {then} -> {now}" for key, (then, now) in changed.items())
             logger.info("settings changed since %s: %s", path, told)

@@ -528,11 +528,11 @@ def test_a_mistake_that_all_processes_make_is_told_once(ddp, monkeypatch):
             assert end.value.code == 2
         return Ended(torch.multiprocessing.ProcessExitedException("process 0 terminated", 0, 1, 2))
 
-    def work(config):
+    def mistaken(config):
         raise UserError(f"mistake of {config['dataset']}")
 
     monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
-    monkeypatch.setattr(ddp_pretrain, "work", work)
+    monkeypatch.setattr(ddp_pretrain, "pretrain", mistaken)
     assert ddp("--nproc=2") == "mistake of Mix"
 
 

@@ -246,11 +246,16 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
     assert resumed.fit([Batch()]).epoch == 4 and resumed.model.value.item() == 4
 
 
-def test_a_training_goes_on_with_the_learning_rate_of_today(tmp_path, caplog):
+def one_epoch(tmp_path):
+    """The checkpoint of a training of one epoch."""
     first = line_trainer(tmp_path, epochs=1)
     first.path = str(tmp_path / "line-{epoch}.pth")
     first.fit([Batch()])
-    path = str(tmp_path / "line-1.pth")
+    return first.path.format(epoch=1)
+
+
+def test_a_training_goes_on_with_the_learning_rate_of_today(tmp_path, caplog):
+    path = one_epoch(tmp_path)
     again = line_trainer(tmp_path, epochs=2, learning_rate=0.25, weight_decay=0.5)
     with caplog.at_level("INFO"):
         again.resume(read_checkpoint(path), path)
@@ -260,10 +265,7 @@ def test_a_training_goes_on_with_the_learning_rate_of_today(tmp_path, caplog):
 
 
 def test_half_an_epoch_cannot_go_on_in_another_order(tmp_path):
-    first = line_trainer(tmp_path, epochs=1)
-    first.path = str(tmp_path / "line-{epoch}.pth")
-    first.fit([Batch()])
-    path = str(tmp_path / "line-1.pth")
+    path = one_epoch(tmp_path)
     checkpoint = read_checkpoint(path)
     line_trainer(tmp_path, epochs=4, train_batch_size=7).resume(checkpoint, path)
     checkpoint["progress"]["batch"] = 3
