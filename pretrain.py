@@ -27,7 +27,6 @@ def configure(options):
     dataset = take_option(options, "dataset", "FHCKM")
     config = build_config(UniSRec, dataset, ["overall.yaml", "UniSRec.yaml", "pretrain.yaml"], options)
     check_choice(config, "train_stage", ["pretrain"])
-    check_choice(config, "train_mode", ["sequences", "rows"])
     check_choice(config, "loss_type", ["CE"])
     if config["epochs"] == 0:
         raise UserError("option --epochs: found 0, expected 1 or more: pre-training has nothing to evaluate")

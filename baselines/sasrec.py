@@ -1,7 +1,7 @@
 """SASRec (Kang and McAuley, ICDM 2018), learning from all positions of a sequence in one pass of the encoder.
 
 RecBole's own encodes each prefix by itself. Its loss for a row is the loss at one position here, so both learn the
-same; `--train_mode=rows` encodes each prefix by itself again.
+same; `--predictions_per_row=1` encodes each prefix by itself again.
 """
 
 import torch.nn.functional as F

@@ -23,6 +23,7 @@ from benchmarks.measuring import memory, open_data, run, training_rate  # noqa: 
 
 FINETUNING = ("transductive_ft", "inductive_ft")
 PRETRAIN_ROWS = 1024  # of the reference: the published 8,192 need 29 GB
+SHARED = (1, 2, 4, 50)  # predictions per row
 EVALUATION_ROWS = 2048  # the published batch of an evaluation
 
 
@@ -64,11 +65,12 @@ def loading(options):
     _line(f"loading {options.mixture}, warm", _run(options, "load_mixture", "pretrain"))
 
 
-def modes(options):
-    """Every prefix encoded by itself against all positions in one pass, both with the fast parts."""
-    rates = {mode: _run(options, "finetune_ours", "transductive_ft", mode)["rate"] for mode in ("rows", "sequences")}
-    for mode, rate in rates.items():
-        print(f"fine-tuning, {mode:27}{rate:9,.0f} predictions/s   {rate / rates['rows']:.1f} x rows", flush=True)
+def sharing(options):
+    """How many predictions share an encoded history: from each prefix by itself to all positions in one pass."""
+    rates = {shared: _run(options, "finetune_ours", "transductive_ft", shared)["rate"] for shared in SHARED}
+    for shared, rate in rates.items():
+        what = f"fine-tuning, {shared} predictions per row"
+        print(f"{what:40}{rate:9,.0f} predictions/s   {rate / rates[1]:.1f} x rows", flush=True)
 
 
 def _compare(what, unit, options, ours, reference, stage):
@@ -81,12 +83,12 @@ def _line(what, found):
     print(f"{what:40}{found['seconds']:9.2f} s   {found['gigabytes']:5.2f} GB", flush=True)
 
 
-def _run(options, measure, stage, mode="sequences"):
+def _run(options, measure, stage, shared=None):
     """One measurement in a process of its own. Returns dict."""
     return run(
         os.path.abspath(__file__),
         ["-d", options.dataset, "-m", options.mixture, "--data", options.data, "--seconds", options.seconds]
-        + ["--measure", measure, "--stage", stage, "--mode", mode],
+        + ["--measure", measure, "--stage", stage, *(["--shared", shared] if shared else [])],
     )
 
 
@@ -107,7 +109,8 @@ def _open(options):
     pretrain = options.stage == "pretrain"
     folder = os.path.join(options.data, "pretrain" if pretrain else "downstream")
     name = options.mixture if pretrain else options.dataset
-    return open_data(options.stage, folder, name, train_mode=options.mode)
+    settings = {"predictions_per_row": options.shared} if options.shared else {}
+    return open_data(options.stage, folder, name, **settings)
 
 
 def _train(options):
@@ -224,7 +227,7 @@ _PARTS = {
     "evaluate": evaluation,
     "startup": startup,
     "load": loading,
-    "modes": modes,
+    "sharing": sharing,
 }
 _MEASURES = {
     "finetune_ours": _train,
@@ -247,7 +250,7 @@ def _parser():
     parser.add_argument("--seconds", type=float, default=20, help="of training to measure (default: 20)")
     parser.add_argument("--measure", choices=_MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--stage", help=argparse.SUPPRESS)
-    parser.add_argument("--mode", default="sequences", help=argparse.SUPPRESS)
+    parser.add_argument("--shared", type=int, help=argparse.SUPPRESS)
     return parser
 
 

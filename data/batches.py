@@ -1,4 +1,4 @@
-"""Batches of whole sequences, all of whose positions are predicted in one pass of the encoder.
+"""Batches of sequences: once encoded, a history serves several predictions.
 
 A batch holds integers only: item ids, which positions are scored, their targets. It knows no features.
 """
@@ -94,10 +94,9 @@ class SequenceBatches:
         sequences (Sequences): what to learn.
         batch_size (int): predictions per batch, over all processes; batches come within a sequence of it.
         window (int): items of history that a prediction may see.
-        mode (str): `sequences` scores all positions of a sequence in one pass; `rows` encodes every prefix by itself,
-            as the published code does. Both give the same numbers where no sequence is longer than the window.
-        stride (int): beyond the window, how many predictions share one encoded stretch of `window` items. 1 is exact
-            (each prediction sees its `window` newest items); with more, it sees at least window - stride + 1.
+        shared (int): how many successive predictions of a user one encoded history serves at most. 1: each has a row of
+            its own, as in the published code. The causal encoder gives the same states either way, but where a history
+            is longer than the window: there a prediction sees at least its window - shared + 1 newest items.
         seed (int): of the order and the augmentation.
         augment_ratios (dict or None): `item_drop_ratio` and `item_drop_coefficient` of a second,
             augmented view of each sequence.
@@ -110,8 +109,7 @@ class SequenceBatches:
         sequences,
         batch_size,
         window,
-        mode="sequences",
-        stride=1,
+        shared,
         seed=2020,
         augment_ratios=None,
         n_items=0,
@@ -122,7 +120,7 @@ class SequenceBatches:
         self.sequences, self.batch_size, self.seed = sequences, batch_size, seed
         self.augment_ratios, self.n_items = augment_ratios, n_items
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
-        windows = cut_windows(sequences, window, mode, stride)
+        windows = cut_windows(sequences, window, shared)
         predictions = _predictions(sequences, windows[2], windows[1])
         small = np.int32 if len(sequences.items) < 1 << 31 else np.int64  # each process holds these
         self.starts, self.ends, self.firsts, self.owners = (column.astype(small) for column in windows)
@@ -204,25 +202,20 @@ class SequenceBatches:
         return part
 
 
-def cut_windows(sequences, window, mode, stride):
+def cut_windows(sequences, window, shared):
     """Cut sequences into what one pass of the encoder reads.
 
     Returns:
         starts, ends, firsts, owners (int64 [W]): a window reads `items[start:end]` and predicts those of
         `items[first:end + 1]` that have a weight, each from what stands before it; its sequence.
     """
-    if mode == "rows":
-        ends = np.flatnonzero(sequences.weights)
-        owners = np.searchsorted(sequences.offsets, ends, side="right") - 1
-        return np.maximum(sequences.offsets[owners], ends - window), ends, ends, owners
-    stride = min(stride, window)  # a stretch predicts only what follows its own items
+    shared = min(shared, window)  # a window predicts only what follows its own items
     begin, stop = sequences.offsets[:-1], sequences.offsets[1:]
-    beyond = np.maximum(stop - begin - 1 - window, 0)  # predictions whose history is longer than the window
-    extra = -(-beyond // stride)
-    owners = np.repeat(np.arange(len(sequences)), 1 + extra)
-    number = np.arange(len(owners)) - np.repeat(np.cumsum(1 + extra) - 1 - extra, 1 + extra)
-    ends = np.minimum(begin[owners] + window + number * stride, stop[owners] - 1)
-    firsts = np.where(number == 0, begin[owners] + 1, begin[owners] + window + (number - 1) * stride + 1)
+    counts = -(-(stop - begin - 1) // shared)
+    owners = np.repeat(np.arange(len(sequences)), counts)
+    number = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+    firsts = begin[owners] + 1 + number * shared
+    ends = np.minimum(firsts + shared, stop[owners]) - 1
     starts = np.maximum(begin[owners], ends - window)
     useful = _predictions(sequences, firsts, ends) > 0
     return starts[useful], ends[useful], firsts[useful], owners[useful]

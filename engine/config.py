@@ -43,7 +43,7 @@ _TESTS = {  # what a value must be, in words and as a test
 }
 _EXPECTED = {  # key: what its value must be; one that is missing here may be anything of its kind
     **dict.fromkeys(("train_batch_size", "eval_batch_size", "eval_step", "stopping_step", "accumulate"), "1 or more"),
-    **dict.fromkeys(("MAX_ITEM_LIST_LENGTH", "window_stride", "plm_size"), "1 or more"),
+    **dict.fromkeys(("MAX_ITEM_LIST_LENGTH", "predictions_per_row", "plm_size"), "1 or more"),
     **dict.fromkeys(("n_layers", "n_heads", "hidden_size", "inner_size", "n_exps", "embedding_size"), "1 or more"),
     **dict.fromkeys(("epochs", "save_step", "weight_decay", "lambda", "initializer_range"), "0 or more"),
     **dict.fromkeys(("learning_rate", "temperature", "layer_norm_eps"), "a number above 0"),
@@ -295,10 +295,9 @@ def _checked(sources, defaults):
                 raise UserError(f"{where}{key}: found {value!r}, expected {expected}")
             result[key] = str(value) if kind is str and type(value) is int else value
     longest = result.get("MAX_ITEM_LIST_LENGTH", defaults["MAX_ITEM_LIST_LENGTH"])
-    if result.get("window_stride", 1) > longest:
-        raise UserError(
-            f"option --window_stride: found {result['window_stride']}, expected 1 to MAX_ITEM_LIST_LENGTH, {longest}"
-        )
+    shared = result.get("predictions_per_row", 1)
+    if shared > longest:
+        raise UserError(f"option --predictions_per_row: found {shared}, expected 1 to MAX_ITEM_LIST_LENGTH, {longest}")
     _check_metrics({**defaults, **result})
     return result
 

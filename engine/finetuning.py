@@ -108,7 +108,6 @@ def train_and_test(config, model, batches, evaluation, name, watch, item_tokens)
 def _settle_stage(config, checkpoint):
     """Check the stage; an evaluation of a checkpoint without id embeddings is inductive."""
     check_choice(config, "train_stage", STAGES[1:])
-    check_choice(config, "train_mode", ["sequences", "rows"])
     check_choice(config, "loss_type", ["CE"])
     if checkpoint and config["epochs"] == 0 and "item_embedding.weight" not in checkpoint["state_dict"]:
         config["train_stage"] = "inductive_ft"

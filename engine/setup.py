@@ -65,8 +65,7 @@ def sequence_batches(config, dataset):
         dataset.sequences("train"),
         config["train_batch_size"],
         dataset.window,
-        config["train_mode"],
-        config["window_stride"],
+        config["predictions_per_row"],
         config["seed"],
         **more,
     )

@@ -20,7 +20,7 @@ from engine.checkpoint import changed_settings, save_checkpoint
 from engine.optimizer import group_settings, make_optimizer
 
 # what fixes the order of the data, which a training stopped within an epoch has a part of behind it
-_ORDER = {"dataset", "seed", "train_batch_size", "train_mode", "window_stride", "MAX_ITEM_LIST_LENGTH"}
+_ORDER = {"dataset", "seed", "train_batch_size", "predictions_per_row", "MAX_ITEM_LIST_LENGTH"}
 logger = logging.getLogger(__name__)
 
 

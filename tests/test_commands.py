@@ -151,20 +151,20 @@ def test_a_finetuned_checkpoint_belongs_to_its_items(data, tmp_path, refused):
     assert message.startswith(f"{path}: row 4 of its id embeddings is item 'Tiny1003', in the data 'Tiny1004'")
 
 
-@pytest.mark.parametrize("options", [[], ["--train_mode=rows"], ["--MAX_ITEM_LIST_LENGTH=3"]])
+@pytest.mark.parametrize("options", [[], ["--predictions_per_row=1"], ["--MAX_ITEM_LIST_LENGTH=3"]])
 def test_every_row_of_the_file_is_learnt_once_an_epoch(data, tmp_path, options):
     _, path = tuned(data, tmp_path, "--epochs=2", "--train_batch_size=50", *options)
     assert read_checkpoint(path)["progress"]["predictions"] == 2 * count_rows(data)
 
 
-def test_rows_and_sequences_learn_the_same(data, tmp_path):
-    """Without dropout and in one batch, both modes are the same step; see data/batches.py."""
+def test_rows_and_whole_sequences_learn_the_same(data, tmp_path):
+    """Without dropout and in one batch it is the same step, however many share a history; see data/batches.py."""
     still = ["--hidden_dropout_prob=0", "--attn_dropout_prob=0", "--adaptor_dropout_prob=0", "--learner=sgd"]
     options = [*still, "--train_stage=inductive_ft", "--epochs=1", "--train_batch_size=100000"]
     states = []
-    for mode in ("sequences", "rows"):
-        # the gate's noise is drawn for each item of the catalogue, in the same order in both modes
-        _, path = tuned(data, tmp_path / mode, *options, f"--train_mode={mode}")
+    for shared in (50, 1):
+        # the gate's noise is drawn for each item of the catalogue, in the same order
+        _, path = tuned(data, tmp_path / str(shared), *options, f"--predictions_per_row={shared}")
         states.append(read_checkpoint(path)["state_dict"])
     for name, tensor in states[0].items():
         torch.testing.assert_close(tensor, states[1][name], rtol=1e-4, atol=1e-6, msg=name)
@@ -188,7 +188,7 @@ def test_one_seed_gives_one_pretraining(data, pretrained, tmp_path):
     assert not any(torch.equal(old[name], new[name]) for name in ("position_embedding.weight", "moe_adaptor.w_gate"))
 
 
-@pytest.mark.parametrize("options", [["--lambda=0.5"], ["--item_drop_ratio=0.9"], ["--train_mode=rows"]])
+@pytest.mark.parametrize("options", [["--lambda=0.5"], ["--item_drop_ratio=0.9"], ["--predictions_per_row=1"]])
 def test_settings_of_pretraining_reach_it(data, pretrained, tmp_path, options):
     common = ["-d", "Mix", f"--data_path={data['Mix']}", f"--checkpoint_dir={tmp_path}", "--epochs=2", *SMALL]
     pretrain.main([*common, *options])

@@ -89,6 +89,7 @@ def open_stage(stage, folder, **options):
         dataset.sequences("train"),
         100,
         dataset.window,
+        2,
         augment_ratios=augment_ratios,
         n_items=dataset.catalogue.n_items,
     )

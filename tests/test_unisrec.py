@@ -1,4 +1,4 @@
-"""The model: its layers against plain loops, and the same numbers from sequences as from rows."""
+"""The model: its layers against plain loops, and the same numbers however many predictions share a history."""
 
 import functools
 
@@ -28,6 +28,15 @@ def folder(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same, but no history is longer than the window."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_downstream(folder, users=14, window=16, longest=16, repeat=(0, 1, 20))
+    write_mixture(folder, users=6, window=16, longest=14)
+    return str(folder)
+
+
 @functools.cache
 def config_of(stage, folder, **options):
     """Reading the YAML files takes longer than the data sets."""
@@ -43,11 +52,11 @@ def open_model(stage, folder, **options):
     return model, dataset
 
 
-def one_batch(dataset, mode, **options):
+def one_batch(dataset, shared=50, **options):
     """All predictions of the training file in one batch."""
     augment = UNCHANGED if dataset.config["train_stage"] == "pretrain" else None
-    options = {"stride": 1, "augment_ratios": augment, "n_items": dataset.catalogue.n_items, **options}
-    (batch,) = SequenceBatches(dataset.sequences("train"), 10**6, dataset.window, mode, **options)
+    options = {"augment_ratios": augment, "n_items": dataset.catalogue.n_items, **options}
+    (batch,) = SequenceBatches(dataset.sequences("train"), 10**6, dataset.window, shared, **options)
     return batch
 
 
@@ -180,41 +189,39 @@ def test_gates_are_noisy_only_in_training():
     assert torch.equal(layer.gates(x), layer.eval().gates(x))
 
 
-# -- sequences and rows --------------------------------------------------------------------------------------------
+# -- predictions that share a history ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
-def test_sequences_and_rows_give_the_same_loss_and_gradients(stage, folder):
-    model, dataset = open_model(stage, folder)
-    assert dataset.window == WINDOW < np.diff(dataset.sequences("train").offsets).max() - 1
-    losses, all_gradients = [], []
-    for mode in ("sequences", "rows"):
-        batch = one_batch(dataset, mode)
-        assert batch.weights is not None
-        losses.append(model.calculate_loss(batch))
-        all_gradients.append(gradients(model, losses[-1]))
-    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
-    assert_same_gradients(*all_gradients)
-    # RecBole's batch of all rows, the repeated ones twice
+@pytest.mark.parametrize(("where", "shared"), [("folder", 1), ("whole", 1), ("whole", 2), ("whole", 50)])
+def test_loss_and_gradients_are_those_of_all_rows(stage, where, shared, request):
+    """Of RecBole's batch of all rows, the repeated ones twice."""
+    model, dataset = open_model(stage, request.getfixturevalue(where))
+    longest = np.diff(dataset.sequences("train").offsets).max() - 1
+    assert dataset.window == (WINDOW if where == "folder" else longest) and longest > WINDOW
+    batch = one_batch(dataset, shared)
+    assert batch.weights is not None
+    loss = model.calculate_loss(batch)
+    found = gradients(model, loss)
     train = dataset.build()[0]
-    loss = model.calculate_loss(Interaction(train[np.arange(len(train))].interaction))
-    assert loss.item() == pytest.approx(losses[0].item(), rel=1e-6)
-    assert_same_gradients(gradients(model, loss), all_gradients[0])
+    expected = model.calculate_loss(Interaction(train[np.arange(len(train))].interaction))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert_same_gradients(found, gradients(model, expected))
 
 
-def test_a_stride_above_one_is_exact_up_to_the_window(folder):
+def test_a_shared_history_is_exact_up_to_the_window(folder):
     model, dataset = open_model("inductive_ft", folder)
     states = {}
-    for mode, stride in (("rows", 1), ("sequences", 4)):
-        batch = one_batch(dataset, mode, stride=stride)
+    for shared in (1, 4):
+        batch = one_batch(dataset, shared)
         with torch.no_grad():
             found = model.encode_scored(model.item_representations(batch.items), batch.scored)
         names = zip(batch.owners.tolist(), batch.targets.tolist(), batch_histories(batch), strict=True)
-        states[mode] = dict(zip(names, found, strict=True))
-    short = {name for name in states["rows"] if len(name[2]) < WINDOW}
-    assert short and short <= states["sequences"].keys() and short != states["sequences"].keys()
-    for name in short:
-        torch.testing.assert_close(states["sequences"][name], states["rows"][name], rtol=1e-4, atol=1e-5)
+        states[shared] = dict(zip(names, found, strict=True))
+    short = {name for name in states[1] if len(name[2]) <= WINDOW - 4}
+    assert short and short <= states[4].keys() and states[4].keys() != states[1].keys()
+    for name in states[1].keys() & states[4].keys():
+        torch.testing.assert_close(states[4][name], states[1][name], rtol=1e-4, atol=1e-5)
 
 
 def batch_histories(batch):
@@ -225,11 +232,11 @@ def batch_histories(batch):
             yield tuple(items[row, : column + 1].tolist())
 
 
-def test_pretraining_states_and_losses_are_the_same_in_both_modes(folder):
-    model, dataset = open_model("pretrain", folder)
+def test_pretraining_states_and_losses_are_the_same_however_many_share_a_history(whole):
+    model, dataset = open_model("pretrain", whole)
     found = []
-    for mode in ("sequences", "rows"):
-        batch = one_batch(dataset, mode)
+    for shared in (50, 1):
+        batch = one_batch(dataset, shared)
         states = model.encode_scored(model.item_representations(batch.items), batch.scored)
         views = model.encode_scored(model.item_representations(batch.augmented_items), batch.augmented_scored)
         torch.testing.assert_close(states, views, rtol=1e-5, atol=1e-6)
@@ -238,7 +245,6 @@ def test_pretraining_states_and_losses_are_the_same_in_both_modes(folder):
         loss = model.calculate_loss(batch)
         found.append((states[order].detach(), loss.item(), gradients(model, loss)))
     (states, loss, grads), (row_states, row_loss, row_grads) = found
-    assert dataset.window < np.diff(dataset.sequences("train").offsets).max() - 1
     torch.testing.assert_close(states, row_states, rtol=1e-4, atol=1e-5)
     assert loss == pytest.approx(row_loss, rel=1e-5)
     assert_same_gradients(grads, row_grads, tolerance=1e-4)
@@ -248,7 +254,7 @@ def test_pretraining_reads_features_by_domain_and_view(folder):
     """The loss put together by hand: adaptor over every item's own vector, dense, no deduplication."""
     model, dataset = open_model("pretrain", folder)
     n = dataset.catalogue.n_items
-    batch = one_batch(dataset, "sequences", augment_ratios={"item_drop_ratio": 0.3, "item_drop_coefficient": 0.5})
+    batch = one_batch(dataset, augment_ratios={"item_drop_ratio": 0.3, "item_drop_coefficient": 0.5})
     assert max(view.max() for view in batch.augmented_items) > n
     with torch.no_grad():
         table = F.pad(model.moe_adaptor(dataset.features.lookup(torch.arange(1, 2 * n + 1))), (0, 0, 1, 0))
@@ -267,7 +273,7 @@ def test_pretraining_reads_features_by_domain_and_view(folder):
 @pytest.mark.parametrize("stage", ["pretrain", "transductive_ft"])
 def test_bfloat16_gives_nearly_the_same_loss_and_gradients(stage, folder):
     model, dataset = open_model(stage, folder)
-    batch = one_batch(dataset, "sequences")
+    batch = one_batch(dataset)
     plain = model.calculate_loss(batch)
     expected = gradients(model, plain)
     with torch.autocast("cpu", torch.bfloat16):
@@ -306,7 +312,7 @@ def test_every_dropout_of_the_model_is_the_fast_one(folder):
 
 def test_attention_with_dropout_is_the_one_without_where_nothing_is_dropped(folder):
     model, dataset = open_model("inductive_ft", folder)
-    batch = one_batch(dataset, "sequences")
+    batch = one_batch(dataset)
     vectors = [table.detach() for table in model.item_representations(batch.items)]
     expected = model.encode_scored(vectors, batch.scored)
     model.train()
@@ -354,7 +360,7 @@ def test_scores_do_not_depend_on_how_many_histories_are_scored_together(folder, 
 def test_padding_gets_no_gradient(folder, monkeypatch):
     monkeypatch.setattr(batches, "_BUCKETS", (4, 8))
     model, dataset = open_model("inductive_ft", folder)
-    batch = one_batch(dataset, "sequences")
+    batch = one_batch(dataset)
     padded = 0
     for items, scored in zip(batch.items, batch.scored, strict=True):
         vectors = torch.randn(*items.shape, 16, requires_grad=True)
@@ -369,7 +375,7 @@ def test_padding_gets_no_gradient(folder, monkeypatch):
 @pytest.mark.parametrize("stage", ["pretrain", "transductive_ft"])
 def test_more_padding_changes_nothing(stage, folder):
     model, dataset = open_model(stage, folder, MAX_ITEM_LIST_LENGTH=30)
-    batch = one_batch(dataset, "sequences")
+    batch = one_batch(dataset)
     loss = model.calculate_loss(batch)
     before = gradients(model, loss)
     for ids, scored in ((batch.items, batch.scored), (batch.augmented_items, batch.augmented_scored)):
@@ -476,13 +482,13 @@ def test_scores_have_gradients_where_they_are_asked_for(folder):
 
 
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
-@pytest.mark.parametrize("mode", ["sequences", "rows"])
-def test_sampled_softmax_of_the_whole_catalogue_is_the_exact_one(stage, mode, folder):
+@pytest.mark.parametrize("shared", [1, 50])
+def test_sampled_softmax_of_the_whole_catalogue_is_the_exact_one(stage, shared, folder):
     """Loss and every gradient; those of the id embedding are sparse."""
     results = []
     for count in (0, 1000):
         model, dataset = open_model(stage, folder, sampled_negatives=count)
-        loss = model.calculate_loss(one_batch(dataset, mode))
+        loss = model.calculate_loss(one_batch(dataset, shared))
         found = gradients(model, loss)
         if stage == "transductive_ft":
             assert found["item_embedding.weight"].is_sparse == bool(count)
@@ -495,7 +501,7 @@ def test_sampled_softmax_of_the_whole_catalogue_is_the_exact_one(stage, mode, fo
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
 def test_a_sampled_step_adapts_and_learns_only_what_it_names_and_draws(stage, folder, monkeypatch):
     model, dataset = open_model(stage, folder, sampled_negatives=5)
-    one = SequenceBatches(dataset.sequences("train"), 6, dataset.window, seed=1)
+    one = SequenceBatches(dataset.sequences("train"), 6, dataset.window, dataset.window, seed=1)
     batch = next(iter(one))
     named = torch.cat([items.flatten() for items in batch.items] + [batch.targets]).clamp(min=1).unique()
     assert len(named) + 5 < 40, "or the test shows nothing"
@@ -518,7 +524,7 @@ def test_a_sampled_step_adapts_and_learns_only_what_it_names_and_draws(stage, fo
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
 def test_a_large_catalogue_is_adapted_in_parts(stage, folder, monkeypatch):
     model, dataset = open_model(stage, folder)
-    batch, (rows,) = one_batch(dataset, "sequences"), loader_batches(dataset, 100)
+    batch, (rows,) = one_batch(dataset), loader_batches(dataset, 100)
     results = []
     for size in (1 << 16, 7):
         monkeypatch.setattr(unisrec, "_ITEMS_AT_ONCE", size)
@@ -560,7 +566,7 @@ def test_a_batch_in_parts_has_the_gradients_of_the_batch(stage, folder, tmp_path
     for training in (True, False):
         model, dataset = open_model(stage, folder, learner="sgd", learning_rate=1e-9)
         trainer = Trainer(dataset.config, model, str(tmp_path / "x.pth"))
-        batch = one_batch(dataset, "sequences")
+        batch = one_batch(dataset)
         parts = batch.split(3)
         assert len(parts) == 3
         model.train(training)
@@ -597,7 +603,7 @@ def test_a_fixed_encoder_is_positions_and_transformer_and_nothing_else(stage, fo
     assert free == expected | ({"item_embedding.weight"} if stage == "transductive_ft" else set())
     frozen = {name.split(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == {"position_embedding", "trm_encoder"}
-    model.calculate_loss(one_batch(dataset, "sequences")).backward()
+    model.calculate_loss(one_batch(dataset)).backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert without == {name for name, p in model.named_parameters() if not p.requires_grad} | {"moe_adaptor.w_noise"}
 

@@ -1,4 +1,4 @@
-"""Batches of whole sequences: every prediction once an epoch, whatever the mode, stride and number of processes."""
+"""Batches of sequences: every prediction once an epoch, however many share a history, and among how many processes."""
 
 from collections import Counter
 
@@ -62,42 +62,39 @@ def expected_predictions(sequences, window):
     return found
 
 
-@pytest.mark.parametrize("window", [1, 7, 50])
-@pytest.mark.parametrize("mode", ["rows", "sequences"])
-def test_each_prediction_sees_its_newest_items(mode, window):
+@pytest.mark.parametrize(("window", "shared"), [(1, 1), (1, 5), (7, 1), (50, 1), (130, 2), (130, 7), (130, 130)])
+def test_each_prediction_sees_its_newest_items(window, shared):
+    """One prediction a row, or no history longer than the window."""
     sequences = random_sequences(skip=0.2, repeated=0.1)
-    batches = SequenceBatches(sequences, 200, window, mode=mode, stride=1)
+    batches = SequenceBatches(sequences, 200, window, shared)
     assert Counter(epoch_of(batches)) == Counter(expected_predictions(sequences, window))
 
 
-@pytest.mark.parametrize(("window", "stride"), [(50, 25), (50, 50), (12, 5), (12, 1)])
-def test_with_a_stride_every_prediction_comes_once_and_sees_enough(window, stride):
+@pytest.mark.parametrize(("window", "shared"), [(50, 2), (50, 25), (50, 50), (12, 5), (12, 20)])
+def test_every_prediction_comes_once_and_sees_enough(window, shared):
     sequences = random_sequences(skip=0.2)
-    found = epoch_of(SequenceBatches(sequences, 200, window, stride=stride))
+    found = epoch_of(SequenceBatches(sequences, 200, window, shared))
     full = {target: (owner, context) for owner, context, target, _ in expected_predictions(sequences, window)}
     assert Counter(target for _, _, target, _ in found) == Counter(full.keys())
     for owner, context, target, _ in found:
         assert owner == full[target][0]
         assert context == full[target][1][-len(context) :], "the items right before the target"
-        assert len(context) >= min(len(full[target][1]), window - stride + 1)
+        assert len(context) >= min(len(full[target][1]), max(1, window - shared + 1))
 
 
-def test_a_stride_encodes_less():
-    sequences = make_sequences([200] * 5)
-    read = {}
-    for stride in (1, 25):
-        starts, ends, _, _ = cut_windows(sequences, 50, "sequences", stride)
-        assert (ends - starts <= 50).all()
-        read[stride] = int((ends - starts).sum())
-    assert read[25] < read[1] / 15
+@pytest.mark.parametrize(("shared", "read"), [(1, 1275 + 149 * 50), (2, 650 + 75 * 50), (25, 25 + 7 * 50), (50, 4 * 50)])
+def test_predictions_that_share_a_history_cost_less(shared, read):
+    starts, ends, firsts, _ = cut_windows(make_sequences([200] * 5), 50, shared)
+    assert (ends - starts <= 50).all() and (ends - firsts < shared).all()
+    assert (ends - starts).sum() == 5 * read
 
 
 def test_windows_without_predictions_are_not_encoded():
     sequences = make_sequences([10, 10, 120])
     sequences.weights[:10] = 0  # the first sequence predicts nothing
     sequences.weights[-50:] = 0  # nor does the end of the last
-    _, ends, firsts, owners = cut_windows(sequences, 50, "sequences", 25)
-    assert owners.tolist() == [1, 2, 2]
+    _, ends, firsts, owners = cut_windows(sequences, 50, 25)
+    assert owners.tolist() == [1, 2, 2, 2]
     running = np.cumsum(sequences.weights)
     assert (running[ends] > running[firsts - 1]).all()
 
@@ -105,7 +102,7 @@ def test_windows_without_predictions_are_not_encoded():
 def test_batches_are_near_the_size_asked_for():
     sequences = random_sequences(count=400, longest=60)
     for size in (64, 500, 3000):
-        batches = SequenceBatches(sequences, size, 50)
+        batches = SequenceBatches(sequences, size, 50, 50)
         sizes = [len(batch) for batch in batches]
         assert len(sizes) == len(batches) == round(sequences.n_predictions / size)
         mean = sequences.n_predictions / len(sizes)
@@ -115,15 +112,15 @@ def test_batches_are_near_the_size_asked_for():
 
 @pytest.mark.parametrize("size", [1, 3, 10, 49])
 def test_a_batch_smaller_than_a_sequence_still_holds_one(size):
-    batches = SequenceBatches(make_sequences([50, 2, 50, 3, 3, 40, 2]), size, 50)
+    batches = SequenceBatches(make_sequences([50, 2, 50, 3, 3, 40, 2]), size, 50, 50)
     sizes = [len(batch) for batch in batches]
     assert len(sizes) == len(batches) and min(sizes) > 0
     assert sum(sizes) == batches.sequences.n_predictions
 
 
-@pytest.mark.parametrize("mode", ["rows", "sequences"])
-def test_one_batch_for_a_data_set_smaller_than_it(mode):
-    batches = SequenceBatches(make_sequences([3, 4]), 10_000, 50, mode=mode)
+@pytest.mark.parametrize("shared", [1, 50])
+def test_one_batch_for_a_data_set_smaller_than_it(shared):
+    batches = SequenceBatches(make_sequences([3, 4]), 10_000, 50, shared)
     assert len(batches) == 1 and [len(batch) for batch in batches] == [5]
 
 
@@ -142,7 +139,7 @@ def test_seed_and_epoch_fix_the_batches():
     sequences = random_sequences()
 
     def epoch(number, seed=1):
-        batches = SequenceBatches(sequences, 300, 50, seed=seed, augment_ratios=AUGMENT, n_items=10_000)
+        batches = SequenceBatches(sequences, 300, 50, 25, seed=seed, augment_ratios=AUGMENT, n_items=10_000)
         batches.set_epoch(number)
         return list(batches)
 
@@ -159,7 +156,7 @@ def test_the_second_view_differs_between_epochs_and_ranks():
 
     def views(epoch, rank):
         options = dict(augment_ratios=AUGMENT, n_items=10_000, shuffle=False)
-        batches = SequenceBatches(sequences, 10_000, 50, rank=rank, world_size=2, **options)
+        batches = SequenceBatches(sequences, 10_000, 50, 50, rank=rank, world_size=2, **options)
         batches.set_epoch(epoch)
         (batch,) = batches
         return [(view > 0).tolist() for view in batch.augmented_items[0]], batch.items[0]
@@ -170,7 +167,7 @@ def test_the_second_view_differs_between_epochs_and_ranks():
 
 
 def test_the_second_view_belongs_to_the_first():
-    batches = SequenceBatches(random_sequences(), 300, 50, augment_ratios=AUGMENT, n_items=10_000)
+    batches = SequenceBatches(random_sequences(), 300, 50, 25, augment_ratios=AUGMENT, n_items=10_000)
     for batch in batches:
         for items, scored, view, places in zip(
             batch.items, batch.scored, batch.augmented_items, batch.augmented_scored, strict=True
@@ -185,9 +182,9 @@ def test_the_second_view_belongs_to_the_first():
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_all_ranks_together_predict_what_one_process_predicts(world_size):
     sequences = random_sequences(repeated=0.1)
-    alone = list(SequenceBatches(sequences, 300, 50, stride=25))
+    alone = list(SequenceBatches(sequences, 300, 50, 25))
     ranks = [
-        list(SequenceBatches(sequences, 300, 50, stride=25, rank=rank, world_size=world_size))
+        list(SequenceBatches(sequences, 300, 50, 25, rank=rank, world_size=world_size))
         for rank in range(world_size)
     ]
     assert all(len(own) == len(alone) for own in ranks), "every process takes every step"
@@ -201,7 +198,7 @@ def test_a_rank_that_gets_nothing_encodes_a_sequence_and_scores_nothing():
     options = dict(augment_ratios=AUGMENT, n_items=100, world_size=3)
     sizes = []
     for rank in range(3):
-        (batch,) = SequenceBatches(sequences, 100, 50, rank=rank, **options)
+        (batch,) = SequenceBatches(sequences, 100, 50, 50, rank=rank, **options)
         sizes.append(len(predictions(batch)))
         assert sum(items.size(0) for items in batch.items) == 1 and (batch.items[0] > 0).any()
         assert batch.weights is not None and len(batch.weights) == sizes[-1]
@@ -210,7 +207,7 @@ def test_a_rank_that_gets_nothing_encodes_a_sequence_and_scores_nothing():
 
 
 def test_sequences_are_padded_to_the_longest_of_their_bucket_only():
-    batches = SequenceBatches(random_sequences(count=300, longest=51), 5000, 50)
+    batches = SequenceBatches(random_sequences(count=300, longest=51), 5000, 50, 50)
     for batch in batches:
         assert len(batch.items) > 3
         for items in batch.items:
@@ -221,14 +218,14 @@ def test_sequences_are_padded_to_the_longest_of_their_bucket_only():
 
 
 def test_weights_are_left_out_where_all_count_once():
-    (batch,) = SequenceBatches(make_sequences([5, 6]), 100, 50)
+    (batch,) = SequenceBatches(make_sequences([5, 6]), 100, 50, 50)
     assert batch.weights is None
-    (batch,) = SequenceBatches(make_sequences([5, 6], repeated=1.0), 100, 50)
+    (batch,) = SequenceBatches(make_sequences([5, 6], repeated=1.0), 100, 50, 50)
     assert batch.weights.dtype == torch.float32 and batch.weights.tolist() == [2.0] * 9
 
 
 def test_a_batch_moves_as_a_whole():
-    (batch,) = SequenceBatches(make_sequences([5, 6]), 100, 50, augment_ratios=AUGMENT, n_items=100)
+    (batch,) = SequenceBatches(make_sequences([5, 6]), 100, 50, 50, augment_ratios=AUGMENT, n_items=100)
     moved = batch.to("meta")
     assert {tensor.device.type for tensor in flat(moved)} == {"meta"} and moved.weights is None
 
@@ -243,7 +240,7 @@ def test_the_parts_of_a_batch_are_the_batch(count, augmented, tmp_path):
     write_mixture(tmp_path, users=9, window=6, longest=14)
     sequences = UniSRecDataset(small_config("pretrain", "Mix", str(tmp_path))).sequences("train")
     options = {"augment_ratios": {"item_drop_ratio": 0.4, "item_drop_coefficient": 0.5}} if augmented else {}
-    (batch,) = SequenceBatches(sequences, 10**6, 6, stride=2, n_items=29, **options)
+    (batch,) = SequenceBatches(sequences, 10**6, 6, 2, n_items=29, **options)
     parts = batch.split(count)
     rows = sum(len(items) for items in batch.items)
     assert len(parts) == min(count, rows) or count == 100

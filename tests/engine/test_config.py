@@ -251,9 +251,9 @@ def test_values_have_the_types_that_the_code_expects():
         ("--n_exps=0", "expected 1 or more"),
         ("--n_layers=0", "expected 1 or more"),
         ("--MAX_ITEM_LIST_LENGTH=0", "expected 1 or more"),
-        ("--window_stride=0", "option --window_stride: found 0, expected 1 or more"),
-        ("--window_stride=51", "option --window_stride: found 51, expected 1 to MAX_ITEM_LIST_LENGTH, 50"),
-        ("--MAX_ITEM_LIST_LENGTH=10 --window_stride=11", "found 11, expected 1 to MAX_ITEM_LIST_LENGTH, 10"),
+        ("--predictions_per_row=0", "option --predictions_per_row: found 0, expected 1 or more"),
+        ("--predictions_per_row=51", "option --predictions_per_row: found 51, expected 1 to MAX_ITEM_LIST_LENGTH, 50"),
+        ("--MAX_ITEM_LIST_LENGTH=10 --predictions_per_row=11", "found 11, expected 1 to MAX_ITEM_LIST_LENGTH, 10"),
         ("--hidden_act=gello", "option --hidden_act: found 'gello', expected one of gelu, relu"),
         ("--topk=0", "option --topk: found 0, expected whole numbers from 1 on"),
         ("--topk=[10,0]", "expected whole numbers from 1 on"),
@@ -281,7 +281,7 @@ def test_a_value_that_makes_no_sense_is_refused_before_anything_is_read(argv, me
 
 
 def test_a_shorter_window_needs_no_other_option():
-    """The default of window_stride is above this window; only a stride that the user gave is refused."""
+    """The default of predictions_per_row is above this window; only a stride that the user gave is refused."""
     assert config_of("--MAX_ITEM_LIST_LENGTH=10")["MAX_ITEM_LIST_LENGTH"] == 10
 
 
