@@ -18,7 +18,7 @@ FOLDER = os.path.join(ROOT, "saved", "demo")
 SOURCES, TARGET = ("Action", "Comedy", "Other"), "Drama"
 MIXTURE = "Films"
 PRETRAIN = {"epochs": 6, "train_batch_size": 2048, "save_step": 6, "hidden_size": 64}
-FINETUNE = {"epochs": 12, "stopping_step": 3, "train_batch_size": 1024, "hidden_size": 64}
+FINETUNE = {"epochs": 12, "stopping_step": 3, "train_batch_size": 1024, "hidden_size": 64, "predictions_per_row": 25}
 # (row of the table, stage, starts from the pre-trained model, learns, the row that it should be compared with)
 UNISREC = (
     ("UniSRec, untrained", "inductive_ft", False, False, None),

@@ -263,6 +263,9 @@ def build_config(model, dataset, props, options):
     for key in ("data_path", "checkpoint_dir"):
         # where nobody gave a path, it lies beside the code, so that a command works from any folder
         settings.setdefault(key, os.path.join(ROOT, defaults[key]))
+    if {**defaults, **settings}.get("train_stage") == "inductive_ft":
+        # on text alone the model learns a little better from batches of more users; with ids it makes no difference
+        settings.setdefault("predictions_per_row", 2)
     if _compares_pairs(model, {**defaults, **settings}):
         settings.setdefault("train_neg_sample_args", {"distribution": "uniform", "sample_num": 1})  # RecBole's default
     try:

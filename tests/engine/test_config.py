@@ -281,8 +281,23 @@ def test_a_value_that_makes_no_sense_is_refused_before_anything_is_read(argv, me
 
 
 def test_a_shorter_window_needs_no_other_option():
-    """The default of predictions_per_row is above this window; only a stride that the user gave is refused."""
-    assert config_of("--MAX_ITEM_LIST_LENGTH=10")["MAX_ITEM_LIST_LENGTH"] == 10
+    """The default of predictions_per_row is above this window; only one that the user gave is refused."""
+    config = config_of("--MAX_ITEM_LIST_LENGTH=10")
+    assert config["MAX_ITEM_LIST_LENGTH"] == 10 < config["predictions_per_row"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "shared"),
+    [
+        (["--train_stage=inductive_ft"], 2),
+        (["--train_stage=inductive_ft", "--predictions_per_row=7"], 7),
+        (["--train_stage=transductive_ft"], 25),
+        (["--predictions_per_row=2"], 2),
+        ([], 25),
+    ],
+)
+def test_how_many_predictions_share_a_history_depends_on_the_stage(argv, shared):
+    assert config_of(*argv)["predictions_per_row"] == shared
 
 
 def test_a_model_that_learns_from_pairs_gets_pairs():
