@@ -67,9 +67,9 @@ def loading(options):
 
 def sharing(options):
     """How many predictions share an encoded history: from each prefix by itself to all positions in one pass."""
-    rates = {shared: _run(options, "finetune_ours", "transductive_ft", shared)["rate"] for shared in SHARED}
+    rates = {shared: _run(options, "finetune_ours", "inductive_ft", shared)["rate"] for shared in SHARED}
     for shared, rate in rates.items():
-        what = f"fine-tuning, {shared} predictions per row"
+        what = f"inductive, {shared} predictions per row"
         print(f"{what:40}{rate:9,.0f} predictions/s   {rate / rates[1]:.1f} x rows", flush=True)
 
 
