@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from data.augment import augment
+from data.sequences import places_within
 
 # Sequences of a batch are padded to the longest of their bucket. Only attention goes bucket by bucket: many are cheap.
 _BUCKETS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 50)
@@ -213,8 +214,7 @@ def cut_windows(sequences, window, shared):
     begin, stop = sequences.offsets[:-1], sequences.offsets[1:]
     counts = -(-(stop - begin - 1) // shared)
     owners = np.repeat(np.arange(len(sequences)), counts)
-    number = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
-    firsts = begin[owners] + 1 + number * shared
+    firsts = begin[owners] + 1 + places_within(counts) * shared
     ends = np.minimum(firsts + shared, stop[owners]) - 1
     starts = np.maximum(begin[owners], ends - window)
     useful = _predictions(sequences, firsts, ends) > 0

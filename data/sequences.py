@@ -45,6 +45,11 @@ class Sequences:
         return positions, np.searchsorted(self.offsets, positions, side="right") - 1
 
 
+def places_within(sizes):
+    """0, 1, ... size - 1 for each of several sizes, one after another: int64 [sum of sizes]."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
 def fold_rows(users, lengths, tokens, targets, window=None):
     """Fold rows (history -> target) into sequences.
 
@@ -132,7 +137,7 @@ def _equal(full, left, right, sizes):
         done = ends[begin] - sizes[begin]
         end = max(begin + 1, int(np.searchsorted(ends, done + _TOKENS_AT_A_TIME)))
         size = sizes[begin:end]
-        within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+        within = places_within(size)
         same = full[np.repeat(left[begin:end], size) + within] == full[np.repeat(right[begin:end], size) + within]
         result[begin:end] = np.logical_and.reduceat(same, np.cumsum(size) - size)
         begin = end
@@ -157,7 +162,7 @@ def _fold_chains(rows, users, sizes, starts, shifted, full):
     items[place] = full[starts + sizes - 1]
     step = shifts.max() + 1
     oldest = np.searchsorted(shifts + chain * step, all_shifts + np.arange(len(first)) * step)
-    within = np.arange(sizes[oldest].sum()) - np.repeat(np.cumsum(sizes[oldest]) - sizes[oldest], sizes[oldest])
+    within = places_within(sizes[oldest])
     items[np.repeat(offsets, sizes[oldest]) + within] = full[np.repeat(starts[oldest], sizes[oldest]) + within]
     weights = np.bincount(place, minlength=len(items)).astype(np.uint32)
     return users[first], lengths, items, weights
@@ -187,9 +192,7 @@ def _join(pieces, user_order, window):
         rank = np.argsort(user_order, kind="stable")
         position = rank[np.searchsorted(user_order[rank], users)]
         order = np.argsort(position, kind="stable")
-        take = np.arange(len(items)) + np.repeat(
-            offsets[:-1][order] - (np.cumsum(lengths[order]) - lengths[order]), lengths[order]
-        )
+        take = np.repeat(offsets[:-1][order], lengths[order]) + places_within(lengths[order])
         users, lengths, items, weights = users[order], lengths[order], items[take], weights[take]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Sequences(offsets.astype(np.int64), items, weights, users, window)
