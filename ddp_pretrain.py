@@ -43,7 +43,7 @@ def main(argv):
         raise UserError(f"option --nproc: found {processes}, expected at most {gpus}: each takes a GPU")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port(port)), WORLD_SIZE=str(processes))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
-    UniSRecDataset(config).sequences("train")  # mistakes show here, and the processes find what is parsed in a cache
+    UniSRecDataset(config).sequences("train")  # errors show here, and the processes find what is parsed in a cache
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of each process it ends
     if not gpus:
         print(f"no GPU: {processes} process{'es' if processes > 1 else ''} on the CPU (gloo); --nproc N changes that")
@@ -54,11 +54,11 @@ def spawn(options, processes):
     """Start the processes and wait for them; if one ends before its time, end the others within seconds.
 
     Raises:
-        UserError: the processes made a mistake that the user can mend; it is told once.
+        UserError: the processes made an error that the user can mend; it is told once.
         SystemExit: a process was killed, or all were told to stop.
     """
-    mistakes = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    context = torch.multiprocessing.spawn(_spawned, (options, mistakes), nprocs=processes, join=False)
+    errors = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    context = torch.multiprocessing.spawn(_spawned, (options, errors), nprocs=processes, join=False)
 
     def pass_on(number, frame):
         for process in context.processes:
@@ -69,8 +69,8 @@ def spawn(options, processes):
         while not context.join(grace_period=GRACE):
             pass
     except torch.multiprocessing.ProcessExitedException as end:
-        if not mistakes.empty():
-            raise UserError(mistakes.get()) from None
+        if not errors.empty():
+            raise UserError(errors.get()) from None
         if end.exit_code == PREEMPTED:
             raise SystemExit(PREEMPTED) from None
         how = f"was killed ({end.signal_name})" if end.signal_name else f"ended with code {end.exit_code}"
@@ -87,13 +87,13 @@ def spawn(options, processes):
         signal.signal(signal.SIGTERM, before)
 
 
-def _spawned(rank, options, mistakes):
+def _spawned(rank, options, errors):
     """One process of a run that this command started."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     try:
         pretrain(configure(options))
-    except UserError as mistake:
-        mistakes.put(str(mistake))
+    except UserError as error:
+        errors.put(str(error))
         raise SystemExit(2) from None
 
 

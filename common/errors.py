@@ -1,4 +1,4 @@
-"""A user's mistake ends in one line and exit code 2; a programming error keeps its traceback."""
+"""A user's error ends in one line and exit code 2; a programming error keeps its traceback."""
 
 import difflib
 import sys
@@ -17,8 +17,8 @@ def run_command(main, argv=None):
     """
     try:
         main(sys.argv[1:] if argv is None else argv)
-    except UserError as mistake:
-        print("error:", " ".join(str(mistake).splitlines()), file=sys.stderr)
+    except UserError as error:
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)

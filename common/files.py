@@ -133,8 +133,8 @@ def read_json(path):
             return json.load(file)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as mistake:
-        raise UserError(f"{path}: is no JSON file ({mistake}); remove it or write it again") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is no JSON file ({error}); remove it or write it again") from None
 
 
 def file_sha256(path):

@@ -96,13 +96,13 @@ def _read_chunks(path, is_mixture, show_progress):
                         new_columns=header,
                         infer_schema=False,
                     )
-                except (pl.exceptions.PolarsError, UnicodeDecodeError) as mistake:
-                    raise UserError(_first_wrong_line(text, path, line, header, mistake)) from None
+                except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
+                    raise UserError(_first_wrong_line(text, path, line, header, error)) from None
                 yield line, *_parse_frame(frame.select(_FIELDS), path, line, is_mixture)
                 line += len(frame)
 
 
-def _first_wrong_line(text, path, line, header, mistake):
+def _first_wrong_line(text, path, line, header, error):
     """The message for the first line that has not as many columns as the header."""
     for number, row in enumerate(text.removesuffix(b"\n").split(b"\n"), start=line):
         columns = row.count(b"\t") + 1
@@ -111,7 +111,7 @@ def _first_wrong_line(text, path, line, header, mistake):
                 f"{path}, line {number}: is no tab-separated text of {len(header)} columns, as in its header, but "
                 f"of {columns}; expected {' '.join(_FIELDS)}"
             )
-    return f"{path}: is no tab-separated text ({str(mistake).splitlines()[0]}); expected {' '.join(_FIELDS)}"
+    return f"{path}: is no tab-separated text ({str(error).splitlines()[0]}); expected {' '.join(_FIELDS)}"
 
 
 def _parse_frame(frame, path, line, is_mixture):

@@ -75,8 +75,8 @@ def read_checkpoint(path):
         )
     try:
         content = torch.load(path, map_location="cpu", pickle_module=_data_only_pickle(), weights_only=False)
-    except Exception as mistake:  # a broken pickle raises whatever its bytes happen to ask for
-        reason = str(mistake).splitlines()[0] if str(mistake) else type(mistake).__name__
+    except Exception as error:  # a broken pickle raises whatever its bytes happen to ask for
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path}: cannot be read as a checkpoint ({os.path.getsize(path)} bytes; {reason}); "
             "it is truncated or of another kind, fetch or make it again"
@@ -89,9 +89,9 @@ def read_checkpoint(path):
     content = dict(content)
     try:
         content["state_dict"] = from_published_layout(state)
-    except (KeyError, RuntimeError) as mistake:
+    except (KeyError, RuntimeError) as error:
         raise UserError(
-            f"{path}: its experts do not belong together ({' '.join(str(mistake).split())}); fetch or make it again"
+            f"{path}: its experts do not belong together ({' '.join(str(error).split())}); fetch or make it again"
         ) from None
     content.setdefault("item_tokens", None)
     return content

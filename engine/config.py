@@ -143,8 +143,8 @@ def read_yaml(path):
     except OSError as failure:
         what = "no such file" if isinstance(failure, FileNotFoundError) else f"cannot be read ({failure.strerror})"
         raise UserError(f"{path}: {what}; --config_files takes YAML files, for example props/finetune.yaml") from None
-    except (yaml.YAMLError, ValueError) as mistake:
-        raise UserError(f"{path}: is no YAML ({' '.join(str(mistake).split())}); expected `key: value` lines") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())}); expected `key: value` lines") from None
     if not isinstance(content or {}, dict):
         raise UserError(f"{path}: holds {type(content).__name__}, expected `key: value` lines")
     for key in content or {}:
@@ -270,8 +270,8 @@ def build_config(model, dataset, props, options):
         settings.setdefault("train_neg_sample_args", {"distribution": "uniform", "sample_num": 1})  # RecBole's default
     try:
         return Config(model, dataset, ours, settings)
-    except (ValueError, TypeError, KeyError, RuntimeError) as mistake:  # RecBole checks eval_args and more
-        raise UserError(f"settings of {model.__name__} on {dataset}: {' '.join(str(mistake).split())}") from mistake
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # RecBole checks eval_args and more
+        raise UserError(f"settings of {model.__name__} on {dataset}: {' '.join(str(error).split())}") from error
 
 
 def _compares_pairs(model, settings):
@@ -336,10 +336,10 @@ def resolve_model(name):
     """
     try:
         return get_model(name)
-    except (ValueError, AttributeError, ModuleNotFoundError) as mistake:
+    except (ValueError, AttributeError, ModuleNotFoundError) as error:
         known = known_models()
-        if isinstance(mistake, ModuleNotFoundError) and name in known:
-            raise UserError(f"model {name} needs the package {mistake.name}, which is not installed") from None
+        if isinstance(error, ModuleNotFoundError) and name in known:
+            raise UserError(f"model {name} needs the package {error.name}, which is not installed") from None
         raise UserError(
             f"unknown model {name!r}{did_you_mean(name, known)} (sequential models of RecBole: {', '.join(known)})"
         ) from None

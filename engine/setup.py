@@ -46,7 +46,7 @@ def open_dataset(config):
     dataset = UniSRecDataset(config)
     if not is_main():
         gather_objects(None)  # the main process reads the training file, the others what it has cached
-    summary = str(dataset)  # not inside logging, which would print a traceback of a mistake
+    summary = str(dataset)  # not inside logging, which would print a traceback of an error
     if is_main():
         gather_objects(None)
     logger.info("%s", summary)
@@ -77,8 +77,8 @@ def build_model(model_class, config, dataset):
     set_seeds(config["seed"])
     try:
         model = model_class(config, dataset)
-    except ValueError as mistake:
-        raise UserError(f"{config['model']}: {mistake}; change that setting") from None
+    except ValueError as error:
+        raise UserError(f"{config['model']}: {error}; change that setting") from None
     if world_size() > 1:
         model.gather = gather
     return model.to(config["device"])

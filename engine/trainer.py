@@ -375,8 +375,8 @@ def _check_clipping(arguments):
     """`clip_grad_norm` holds arguments of torch's clip_grad_norm_."""
     try:
         inspect.signature(clip_grad_norm_).bind([], **(arguments or {"max_norm": 1.0}))
-    except TypeError as mistake:
+    except TypeError as error:
         raise UserError(
             f"option --clip_grad_norm: found {arguments}, expected arguments of torch's clip_grad_norm_, "
-            f"such as {{max_norm: 1.0}} ({mistake})"
+            f"such as {{max_norm: 1.0}} ({error})"
         ) from None

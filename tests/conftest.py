@@ -134,7 +134,7 @@ def mixture(tmp_path):
 
 @pytest.fixture
 def refused(capsys):
-    """Run a command that must end in a user's mistake: exit code 2 and one line beside the log. Returns its message."""
+    """Run a command that must end in a user's error: exit code 2 and one line beside the log. Returns its message."""
 
     def run(main, *argv):
         capsys.readouterr()

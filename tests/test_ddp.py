@@ -530,11 +530,11 @@ def test_a_mistake_that_all_processes_make_is_told_once(ddp, monkeypatch):
         return Ended(torch.multiprocessing.ProcessExitedException("process 0 terminated", 0, 1, 2))
 
     def mistaken(config):
-        raise UserError(f"mistake of {config['dataset']}")
+        raise UserError(f"error of {config['dataset']}")
 
     monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
     monkeypatch.setattr(ddp_pretrain, "pretrain", mistaken)
-    assert ddp("--nproc=2") == "mistake of Mix"
+    assert ddp("--nproc=2") == "error of Mix"
 
 
 def test_a_bug_in_a_process_keeps_its_traceback(mixture, tmp_path, monkeypatch):

@@ -240,14 +240,14 @@ def _parser():
 def main(argv):
     """The command; see the top of the file."""
     options = _parser().parse_args(argv)
-    # under torchrun only mistakes and shards' numbers are exchanged, and one process may wait long
+    # under torchrun only errors and shards' numbers are exchanged, and one process may wait long
     with joined(timeout=datetime.timedelta(days=7)):
         try:
             _run(options)
         except UserError:
             if is_main():
                 raise
-            time.sleep(1)  # torchrun ends all processes when one has ended: the first is to tell the mistake before
+            time.sleep(1)  # torchrun ends all processes when one has ended: the first is to tell the error before
             raise SystemExit(2) from None
 
 

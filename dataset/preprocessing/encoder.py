@@ -598,7 +598,7 @@ def write_rows(path, blocks):
 
 
 def in_step(step, *arguments):
-    """Run a step in every process. A mistake in one becomes the mistake of all, so that nobody waits in vain.
+    """Run a step in every process. An error in one becomes the error of all, so that nobody waits in vain.
 
     Returns:
         what the step returns in this process.
@@ -608,12 +608,12 @@ def in_step(step, *arguments):
     """
     if not dist.is_initialized():
         return step(*arguments)
-    result = mistake = None
+    result = error = None
     try:
         result = step(*arguments)
     except UserError as failure:
-        mistake = str(failure)
-    mistakes = [each for each in gather_objects(mistake) if each]
-    if mistakes:
-        raise UserError(mistakes[0])
+        error = str(failure)
+    errors = [each for each in gather_objects(error) if each]
+    if errors:
+        raise UserError(errors[0])
     return result

@@ -195,8 +195,8 @@ def _check_fields(metadata, fields, names):
             try:
                 check_columns(metadata, [other])
                 break
-            except UserError as mistake:
-                missing = mistake
+            except UserError as error:
+                missing = error
         else:
             raise UserError(f"--text_fields {field}: {missing}")
 

@@ -170,6 +170,6 @@ def _read_lines(path, remedy):
         content = file.read()
     try:
         lines = content.decode("utf-8").split("\n")
-    except UnicodeDecodeError as mistake:
-        raise UserError(f"{path}: is not UTF-8 ({mistake}); convert it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 ({error}); convert it") from None
     return lines[:-1] if lines[-1] == "" else lines

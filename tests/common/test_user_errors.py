@@ -1,13 +1,13 @@
-"""A user's mistake ends in one line and exit code 2; a programming error keeps its traceback."""
+"""A user's error ends in one line and exit code 2; a programming error keeps its traceback."""
 
 import pytest
 
 from common.errors import UserError, did_you_mean, run_command
 
 
-def fail_with(mistake):
+def fail_with(error):
     def main(argv):
-        raise mistake
+        raise error
 
     return main
 

@@ -218,7 +218,7 @@ def test_slices_are_padded_fully_so_that_they_can_be_joined(small):
     assert train[slice(0, 1)]["item_id_list"].size(1) == train[slice(5, 9)]["item_id_list"].size(1) == 15
 
 
-# -- mistakes ------------------------------------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------------------------
 
 
 def test_a_split_without_rows_is_named(small):

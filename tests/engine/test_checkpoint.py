@@ -302,10 +302,10 @@ def test_another_architecture_is_named_by_its_settings(data, tmp_path, change, m
     path = saved(source, config, tmp_path / "a.pth")
     target, _, _ = open_model("inductive_ft", data)
     before = state_of(target)
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         load_weights(target, read_checkpoint(path), path)
-    assert message in str(mistake.value) and str(mistake.value).startswith(f"{path}: is of another architecture")
-    assert "\n" not in str(mistake.value)
+    assert message in str(error.value) and str(error.value).startswith(f"{path}: is of another architecture")
+    assert "\n" not in str(error.value)
     assert_same(state_of(target), before)
 
 

@@ -118,9 +118,9 @@ def test_help_is_printed_and_is_no_failure(command, flag, capsys):
 
 
 def test_an_unknown_key_stops_the_run_and_the_nearest_is_offered():
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         config_of("--temprature=0.1")
-    assert str(mistake.value) == "unknown option --temprature; did you mean --temperature?"
+    assert str(error.value) == "unknown option --temprature; did you mean --temperature?"
     with pytest.raises(UserError, match="^unknown option --qqqq$"):
         config_of("--qqqq=1")
 
@@ -196,9 +196,9 @@ def test_an_empty_yaml_file_says_nothing(tmp_path):
 def test_a_broken_yaml_file_is_named(tmp_path, content, message):
     if content is not None:
         (tmp_path / "my.yaml").write_bytes(content)
-    with pytest.raises(UserError, match=message) as mistake:
+    with pytest.raises(UserError, match=message) as error:
         config_of(f"--config_files={tmp_path}/my.yaml")
-    assert "\n" not in str(mistake.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_folder_is_no_yaml_file(tmp_path):

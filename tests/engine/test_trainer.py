@@ -138,9 +138,9 @@ def test_batches_are_told_the_epoch(tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run_in_one_line(tmp_path, factor):
     trainer = line_trainer(tmp_path, epochs=3)
     trainer.model.value.data.fill_(1.0)
-    with pytest.raises(UserError, match="the loss is -?(nan|inf) in epoch 1; set a lower --learning_rate") as mistake:
+    with pytest.raises(UserError, match="the loss is -?(nan|inf) in epoch 1; set a lower --learning_rate") as error:
         trainer.fit([Batch(), Batch(loss_factor=factor)], Script(0.1))
-    assert "\n" not in str(mistake.value)
+    assert "\n" not in str(error.value)
     assert trainer.model.value.item() == 2.0, "the step that would have spoilt the weights was not made"
     assert not glob.glob(str(tmp_path / "*.pth"))
 

@@ -1,4 +1,4 @@
-"""The command that encodes a data set: its files, going on after a kill, several processes, mistakes."""
+"""The command that encodes a data set: its files, going on after a kill, several processes, errors."""
 
 import argparse
 import errno
@@ -162,7 +162,7 @@ def test_copy_from_copies_once_and_refuses_other_files(bert, dataset, tmp_path, 
         copy_split("B", source, str(path))
 
 
-# -- mistakes --------------------------------------------------------------------------------------------------------
+# -- errors --------------------------------------------------------------------------------------------------------
 
 
 def test_mistakes_are_one_line_and_leave_nothing(bert, dataset, tmp_path):
@@ -226,7 +226,7 @@ def test_a_full_disk_keeps_the_finished_shards(bert, dataset, monkeypatch, refus
 
 
 def refused_after(refused, command):
-    """The message of a run that ends in a mistake; what it says before on stderr is not looked at."""
+    """The message of a run that ends in an error; what it says before on stderr is not looked at."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder, "print", lambda *_, **__: None, raising=False)
         return refused(main, *command)
@@ -290,7 +290,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(bert, tmp_path, monkeyp
     assert killed == undisturbed and len(killed) == 3 * 2 + 1, "and no working file is left"
 
 
-# First a mistake of the second process alone, then the command.
+# First an error of the second process alone, then the command.
 TOGETHER = """
 import os, sys
 import torch.distributed as dist
@@ -298,13 +298,13 @@ from common.errors import UserError, run_command
 from dataset.preprocessing import encoder
 from dataset.preprocessing.encode_text import main
 
-def mistake():
+def error():
     if dist.get_rank() == 1:
         raise UserError("the second cannot")
 
 dist.init_process_group("gloo")
 try:
-    encoder.in_step(mistake)
+    encoder.in_step(error)
 except UserError as failure:
     print("told:", failure)
 assert encoder.in_step(dist.get_rank) == int(os.environ["RANK"])
@@ -339,7 +339,7 @@ def test_two_processes_write_what_one_writes(bert, tmp_path, monkeypatch):
     first, second, third = free_ports(3)
     runs = [
         start(TOGETHER, *options, "--path", tmp_path / "two", RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2",
-              MASTER_ADDR="127.0.0.1", MASTER_PORT=first, SECOND_PORT=second, THIRD_PORT=third, THEN="mistake")
+              MASTER_ADDR="127.0.0.1", MASTER_PORT=first, SECOND_PORT=second, THIRD_PORT=third, THEN="error")
         for number in (0, 1)
     ]  # fmt: skip
     told = [run.communicate(timeout=120) for run in runs]

@@ -103,6 +103,6 @@ def test_what_cannot_be_read(tmp_path):
         ("{\n", "1 of 1 rows are malformed"),
     ):
         path.write_text(content)
-        with pytest.raises(UserError) as mistake:
+        with pytest.raises(UserError) as error:
             read(path, ["a"], ["a"], limit=0.5)
-        assert message in str(mistake.value) and "\n" not in str(mistake.value)
+        assert message in str(error.value) and "\n" not in str(error.value)

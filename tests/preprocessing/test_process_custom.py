@@ -1,4 +1,4 @@
-"""Anyone's tables to a data set: the same from any kind of file, split as plain loops split, mistakes in one line."""
+"""Anyone's tables to a data set: the same from any kind of file, split as plain loops split, errors in one line."""
 
 import collections
 import datetime

@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_the_old_data_set(tmp_path, monkeypatch):
     ],
 )
 def test_what_cannot_be_is_one_line_and_leaves_nothing_behind(tmp_path, rows, rules, message):
-    with pytest.raises(UserError, match=message) as mistake:
+    with pytest.raises(UserError, match=message) as error:
         write(tmp_path, rows, **rules)
-    assert "\n" not in str(mistake.value)
+    assert "\n" not in str(error.value)
     assert not any(tmp_path.iterdir())

@@ -46,10 +46,10 @@ def written(tmp_path, content, name="table.csv"):
 
 def error_of(function, *arguments, **named):
     """The message of the `UserError`, which must be one line."""
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         function(*arguments, **named)
-    assert "\n" not in str(mistake.value)
-    return str(mistake.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 # --- CSV

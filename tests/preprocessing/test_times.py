@@ -29,10 +29,10 @@ def read(tmp_path, values, *arguments, **named):
 
 
 def error(tmp_path, values, *arguments):
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         read(tmp_path, values, *arguments)
-    assert "\n" not in str(mistake.value)
-    return str(mistake.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def microseconds(moment):
