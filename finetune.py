@@ -20,13 +20,13 @@ SHORT = {"-d": "dataset", "-p": "pretrained", "-f": "fix_enc"}
 
 def main(argv):
     options = parse_command_line(argv, SHORT, USAGE)
-    from common.processes import joined
+    from common.processes import process_group
     from engine.finetuning import finetune
     from unisrec import UniSRec
 
     dataset = take_option(options, "dataset", "Scientific")
     config = build_config(UniSRec, dataset, ["overall.yaml", "UniSRec.yaml", "finetune.yaml"], options)
-    with joined(config["device"]):
+    with process_group(config["device"]):
         finetune(config)
 
 

@@ -35,9 +35,9 @@ def configure(options):
 
 def pretrain(config):
     """Pre-train and save, with the other processes where there are some. Returns the path of the last checkpoint."""
-    from common.processes import joined
+    from common.processes import process_group
 
-    with joined(config["device"]) as first_start:
+    with process_group(config["device"]) as first_start:
         return _pretrain(config, first_start)
 
 

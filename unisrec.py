@@ -20,7 +20,7 @@ from recbole.model.sequential_recommender.sasrec import SASRec
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from losses import catalogue_cross_entropy, draw_others, in_batch_contrastive, keep_local
+from layers.losses import catalogue_cross_entropy, draw_others, in_batch_contrastive, keep_local
 
 _ROWS_AT_ONCE = 256  # histories scored together on the CPU: sorted by length, few of them need little padding
 _ITEMS_AT_ONCE = 1 << 12  # items adapted together where nothing is kept for a backward pass
@@ -406,7 +406,7 @@ class UniSRec(AllPositions, SASRec):
         """Sequence-to-item and sequence-to-sequence contrast (paper, section 2.2.3)."""
         states, *keys = represented
         to_item, to_view = (
-            in_batch_contrastive(states, key, batch.targets, batch.owners, self.temperature, batch.weights, self.gather)
+            in_batch_contrastive(states, key, batch.targets, batch.users, self.temperature, batch.weights, self.gather)
             for key in keys
         )
         return to_item + self.lam * to_view
@@ -524,4 +524,4 @@ class _RowsAsBatch:
         self.items = [item_seq]
         self.scored = [torch.arange(len(item_seq), device=item_seq.device) * item_seq.size(1) + lengths - 1]
         self.targets, self.weights = targets, None
-        self.owners = torch.arange(len(item_seq), device=item_seq.device)
+        self.users = torch.arange(len(item_seq), device=item_seq.device)

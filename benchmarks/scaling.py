@@ -19,7 +19,7 @@ import torch  # noqa: E402
 import torch._dynamo  # noqa: E402  DistributedDataParallel loads it: it counts as an import
 
 from benchmarks.measuring import open_data, run  # noqa: E402
-from common.processes import gather_objects, joined, rank  # noqa: E402
+from common.processes import gather_objects, process_group, rank  # noqa: E402
 from ddp_pretrain import free_port  # noqa: E402
 
 
@@ -33,7 +33,7 @@ def worker(number, count, options, results):
     """Train some steps in one of several processes; the main one reports."""
     os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE=str(count))
     torch.set_num_threads(options.threads)
-    with joined():
+    with process_group():
         found = measure(options)
     if number == 0:
         results.put(found)

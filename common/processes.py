@@ -32,7 +32,7 @@ def is_main():
 
 
 @contextlib.contextmanager
-def joined(device=None, timeout=PATIENCE):
+def process_group(device=None, timeout=PATIENCE):
     """Be one of the processes that torchrun, or `ddp_pretrain.py`, has started while the block runs; else do nothing.
 
     Where torchrun has started them before, which it does when one fails or joins, yields when it first did, in seconds
@@ -158,7 +158,7 @@ def gather(*tensors):
         tensors: float or integer, all with the same first dimension; float ones keep their gradients.
 
     Returns:
-        (tuple of tensors, first row of ours, number of processes): as `losses.keep_local` for one process.
+        (tuple of tensors, first row of ours, number of processes): as `layers.losses.keep_local` for one process.
     """
     sizes = [torch.zeros(1, dtype=torch.int64, device=tensors[0].device) for _ in range(world_size())]
     dist.all_gather(sizes, torch.tensor([len(tensors[0])], device=tensors[0].device))

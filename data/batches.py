@@ -25,7 +25,7 @@ class SequenceBatch:
         scored (list of int64 [P_b]): which of a bucket's S_b * L_b positions are scored.
         targets (int64 [P]): the item that follows each scored position, buckets one after another.
         weights (float32 [P] or None): how often each prediction counts; None where all count once.
-        owners (int64 [P]): the user that a prediction belongs to, by number.
+        users (int64 [P]): the user that a prediction belongs to, by number.
         augmented_items, augmented_scored: the second view of pre-training, in the same order; None in fine-tuning.
     """
 
@@ -33,7 +33,7 @@ class SequenceBatch:
     scored: list
     targets: torch.Tensor
     weights: torch.Tensor | None
-    owners: torch.Tensor
+    users: torch.Tensor
     augmented_items: list | None = None
     augmented_scored: list | None = None
 
@@ -81,7 +81,7 @@ class SequenceBatch:
             parts["scored"],
             *(
                 None if column is None else torch.cat([column[part] for part in chosen])
-                for column in (self.targets, self.weights, self.owners)
+                for column in (self.targets, self.weights, self.users)
             ),
             parts["augmented_items"] or None,
             parts["augmented_scored"] or None,
@@ -95,9 +95,10 @@ class SequenceBatches:
         sequences (Sequences): what to learn.
         batch_size (int): predictions per batch, over all processes; batches come within a sequence of it.
         window (int): items of history that a prediction may see.
-        shared (int): how many successive predictions of a user one encoded history serves at most. 1: each has a row of
-            its own, as in the published code. The causal encoder gives the same states either way, but where a history
-            is longer than the window: there a prediction sees at least its window - shared + 1 newest items.
+        predictions_per_row (int): the most successive predictions that share one encoded history. 1 gives each
+            prediction a row of its own, as the published code does. The causal encoder computes the same states either
+            way, except where a history is longer than the window. There a prediction sees at least its newest
+            window - predictions_per_row + 1 items.
         seed (int): of the order and the augmentation.
         augment_ratios (dict or None): `item_drop_ratio` and `item_drop_coefficient` of a second,
             augmented view of each sequence.
@@ -110,7 +111,7 @@ class SequenceBatches:
         sequences,
         batch_size,
         window,
-        shared,
+        predictions_per_row,
         seed=2020,
         augment_ratios=None,
         n_items=0,
@@ -121,10 +122,10 @@ class SequenceBatches:
         self.sequences, self.batch_size, self.seed = sequences, batch_size, seed
         self.augment_ratios, self.n_items = augment_ratios, n_items
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
-        windows = cut_windows(sequences, window, shared)
+        windows = cut_windows(sequences, window, predictions_per_row)
         predictions = _predictions(sequences, windows[2], windows[1])
         small = np.int32 if len(sequences.items) < 1 << 31 else np.int64  # each process holds these
-        self.starts, self.ends, self.firsts, self.owners = (column.astype(small) for column in windows)
+        self.starts, self.ends, self.firsts, self.sequence_of = (column.astype(small) for column in windows)
         self.predictions = predictions.astype(small)
         self.weighted = bool((sequences.weights > 1).any())
         self.epoch = self.first = 0
@@ -173,7 +174,7 @@ class SequenceBatches:
             columns["scored"],
             torch.cat(columns["targets"]),
             torch.cat(columns["weights"]).float() if self.weighted else None,
-            torch.cat(columns["owners"]),
+            torch.cat(columns["users"]),
             columns["augmented_items"] if self.augment_ratios else None,
             columns["augmented_scored"] if self.augment_ratios else None,
         )
@@ -194,7 +195,7 @@ class SequenceBatches:
             "scored": scored,
             "targets": items[chosen].astype(np.int64),
             "weights": weights[chosen].astype(np.int64),
-            "owners": self.sequences.users[self.owners[windows]][scored // ids.shape[1]],
+            "users": self.sequences.users[self.sequence_of[windows]][scored // ids.shape[1]],
         }
         if self.augment_ratios:
             part["augmented_items"], part["augmented_scored"] = augment(
@@ -203,22 +204,22 @@ class SequenceBatches:
         return part
 
 
-def cut_windows(sequences, window, shared):
+def cut_windows(sequences, window, predictions_per_row):
     """Cut sequences into what one pass of the encoder reads.
 
     Returns:
-        starts, ends, firsts, owners (int64 [W]): a window reads `items[start:end]` and predicts those of
+        starts, ends, firsts, sequence_of (int64 [W]): a window reads `items[start:end]` and predicts those of
         `items[first:end + 1]` that have a weight, each from what stands before it; its sequence.
     """
-    shared = min(shared, window)  # a window predicts only what follows its own items
+    predictions_per_row = min(predictions_per_row, window)  # a window predicts only what follows its own items
     begin, stop = sequences.offsets[:-1], sequences.offsets[1:]
-    counts = -(-(stop - begin - 1) // shared)
-    owners = np.repeat(np.arange(len(sequences)), counts)
-    firsts = begin[owners] + 1 + places_within(counts) * shared
-    ends = np.minimum(firsts + shared, stop[owners]) - 1
-    starts = np.maximum(begin[owners], ends - window)
+    counts = -(-(stop - begin - 1) // predictions_per_row)
+    sequence_of = np.repeat(np.arange(len(sequences)), counts)
+    firsts = begin[sequence_of] + 1 + places_within(counts) * predictions_per_row
+    ends = np.minimum(firsts + predictions_per_row, stop[sequence_of]) - 1
+    starts = np.maximum(begin[sequence_of], ends - window)
     useful = _predictions(sequences, firsts, ends) > 0
-    return starts[useful], ends[useful], firsts[useful], owners[useful]
+    return starts[useful], ends[useful], firsts[useful], sequence_of[useful]
 
 
 def _predictions(sequences, firsts, ends):

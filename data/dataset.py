@@ -153,11 +153,11 @@ class UniSRecDataset(SequentialDataset):
     def _plain_columns(self, index):
         """User, target and history length of rows, without the history itself. Returns Interaction."""
         sequences = self.sequences(self.split)
-        positions, owners = self._positions[index], self._row_sequences[index]
-        history = np.minimum(positions - sequences.offsets[owners], self.window)
+        positions, sequence_of = self._positions[index], self._row_sequences[index]
+        history = np.minimum(positions - sequences.offsets[sequence_of], self.window)
         return Interaction(
             {
-                self.uid_field: torch.from_numpy(np.searchsorted(self._users(), sequences.users[owners]) + 1),
+                self.uid_field: torch.from_numpy(np.searchsorted(self._users(), sequences.users[sequence_of]) + 1),
                 self.iid_field: torch.from_numpy(sequences.items[positions].astype(np.int64)),
                 self.item_list_length_field: torch.from_numpy(history),
             }

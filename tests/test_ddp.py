@@ -36,7 +36,7 @@ from common.processes import (
     gather,
     gather_objects,
     is_main,
-    joined,
+    process_group,
     rank,
     world_size,
 )
@@ -166,7 +166,7 @@ def worker(number, count, folder, port):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(count))
     assert (rank(), world_size(), is_main(), gather_objects("alone")) == (0, 1, True, ["alone"])
     os.environ.update(RANK=str(number), LOCAL_RANK=str(number))
-    with joined():
+    with process_group():
         helpers_of_processes(number, count)
         results = {"metrics": metrics_of(folder)}
         for stage in STAGES:
@@ -236,7 +236,10 @@ def test_processes_agree_on_their_start_whatever_earlier_ones_left():
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="process 4 of this machine finds 2 GPUs"), joined(torch.device("cuda", 1)):
+    with (
+        pytest.raises(UserError, match="process 4 of this machine finds 2 GPUs"),
+        process_group(torch.device("cuda", 1)),
+    ):
         pass
 
 

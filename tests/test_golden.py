@@ -11,7 +11,7 @@ from recbole.data.interaction import Interaction
 
 from data import UniSRecDataset
 from engine.checkpoint import from_published_layout, load_weights, read_checkpoint, to_published_layout
-from losses import catalogue_cross_entropy
+from layers.losses import catalogue_cross_entropy
 from tests.conftest import small_config
 from unisrec import UniSRec
 
@@ -78,7 +78,7 @@ def test_pretraining_loss_and_gradients(view, golden, golden_folder):
         scored=[rows * items.size(1) + lengths - 1],
         targets=targets,
         weights=None,
-        owners=rows,
+        users=rows,
         augmented_items=[augmented],
         augmented_scored=[rows * augmented.size(1) + augmented_lengths - 1],
     )

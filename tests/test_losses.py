@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import losses
-from losses import catalogue_cross_entropy, draw_others, in_batch_contrastive
+from layers import losses
+from layers.losses import catalogue_cross_entropy, draw_others, in_batch_contrastive
 
 T = 0.07
 
@@ -23,7 +23,7 @@ def cosine(a, b):
     return (a @ b) / (a.norm() * b.norm())
 
 
-def contrastive_by_loop(query, key, targets, owners, temperature, weights=None):
+def contrastive_by_loop(query, key, targets, users, temperature, weights=None):
     """S(a, b), spelt out: a mean over queries, each with the keys that are neither of its target nor of its user."""
     weights = torch.ones(len(query), dtype=torch.float64) if weights is None else weights.double()
     query, key = query.double(), key.double()
@@ -31,7 +31,7 @@ def contrastive_by_loop(query, key, targets, owners, temperature, weights=None):
     for i in range(len(query)):
         terms = [cosine(query[i], key[i]) / temperature]
         for j in range(len(key)):
-            same_user = owners is not None and owners[i] == owners[j]
+            same_user = users is not None and users[i] == users[j]
             if j != i and targets[i] != targets[j] and not same_user:
                 terms.append(cosine(query[i], key[j]) / temperature + weights[j].log())
         total = total + weights[i] * (torch.stack(terms).logsumexp(0) - terms[0])
@@ -39,26 +39,26 @@ def contrastive_by_loop(query, key, targets, owners, temperature, weights=None):
 
 
 def batch(size=8, width=4, items=5, users=4, seed=0):
-    """Vectors of any length, with targets and owners that occur several times."""
+    """Vectors of any length, with targets and users that occur several times."""
     generator = torch.Generator().manual_seed(seed)
     query, key = (torch.randn(size, width, generator=generator) * 3 for _ in range(2))
     targets = torch.randint(1, items + 1, (size,), generator=generator)
-    owners = torch.randint(0, users, (size,), generator=generator)
-    assert len(targets.unique()) < size and len(owners.unique()) < size
-    return query, key, targets, owners
+    users = torch.randint(0, users, (size,), generator=generator)
+    assert len(targets.unique()) < size and len(users.unique()) < size
+    return query, key, targets, users
 
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("with_owners", [False, True])
-def test_contrastive_loss_and_gradients_equal_the_loop(seed, weighted, with_owners):
-    query, key, targets, owners = batch(seed=seed)
+@pytest.mark.parametrize("with_users", [False, True])
+def test_contrastive_loss_and_gradients_equal_the_loop(seed, weighted, with_users):
+    query, key, targets, users = batch(seed=seed)
     weights = torch.randint(1, 4, (len(query),)).float() if weighted else None
-    owners = owners if with_owners else None
+    users = users if with_users else None
     results = []
     for function in (in_batch_contrastive, contrastive_by_loop):
         inputs = query.clone().requires_grad_(), key.clone().requires_grad_()
-        loss = function(*inputs, targets, owners, T, weights)
+        loss = function(*inputs, targets, users, T, weights)
         loss.backward()
         results.append((loss, inputs[0].grad, inputs[1].grad))
     for ours, plain in zip(*results, strict=True):
@@ -69,8 +69,8 @@ def test_who_is_no_negative():
     """Three pairs whose keys all lie on the first query: only real negatives count."""
     query = key = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
 
-    def loss(targets, owners):
-        return in_batch_contrastive(query, key, torch.tensor(targets), torch.tensor(owners), T).item()
+    def loss(targets, users):
+        return in_batch_contrastive(query, key, torch.tensor(targets), torch.tensor(users), T).item()
 
     assert loss([1, 2, 3], [1, 2, 3]) == pytest.approx(math.log(3))
     assert loss([1, 1, 1], [1, 2, 3]) == 0.0, "the same target"
@@ -93,58 +93,58 @@ def test_excluded_keys_leave_no_trace():
 
 @pytest.mark.parametrize("distinct", [True, False])
 def test_a_pair_of_weight_two_is_the_pair_twice(distinct):
-    query, key, targets, owners = batch()
+    query, key, targets, users = batch()
     if distinct:
-        targets, owners = torch.arange(len(query)) + 1, torch.arange(len(query))
+        targets, users = torch.arange(len(query)) + 1, torch.arange(len(query))
     times = torch.randint(1, 4, (len(query),), generator=torch.Generator().manual_seed(1))
     # the copies of a pair have its target and user, so they are no negatives of each other
-    repeated = [tensor.repeat_interleave(times, 0) for tensor in (query, key, targets, owners)]
-    weighted = in_batch_contrastive(query, key, targets, owners, T, times.float())
+    repeated = [tensor.repeat_interleave(times, 0) for tensor in (query, key, targets, users)]
+    weighted = in_batch_contrastive(query, key, targets, users, T, times.float())
     assert weighted.item() == pytest.approx(in_batch_contrastive(*repeated, T).item(), rel=1e-5)
     ones = torch.ones(len(query))
-    plain = in_batch_contrastive(query, key, targets, owners, T)
-    assert in_batch_contrastive(query, key, targets, owners, T, ones).item() == pytest.approx(plain.item(), rel=1e-6)
+    plain = in_batch_contrastive(query, key, targets, users, T)
+    assert in_batch_contrastive(query, key, targets, users, T, ones).item() == pytest.approx(plain.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_small_temperature_stays_finite(dtype):
-    query, key, targets, owners = (t if t.dtype == torch.int64 else t.to(dtype) for t in batch())
+    query, key, targets, users = (t if t.dtype == torch.int64 else t.to(dtype) for t in batch())
     for other in (key, -query, query):
         inputs = query.clone().requires_grad_()
-        loss = in_batch_contrastive(inputs, other, targets, owners, 0.011)
+        loss = in_batch_contrastive(inputs, other, targets, users, 0.011)
         loss.backward()
         assert loss.dtype == torch.float32 and torch.isfinite(loss) and torch.isfinite(inputs.grad).all()
-    expected = contrastive_by_loop(query, key, targets, owners, 0.011)
-    loss = in_batch_contrastive(query, key, targets, owners, 0.011)
+    expected = contrastive_by_loop(query, key, targets, users, 0.011)
+    loss = in_batch_contrastive(query, key, targets, users, 0.011)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_negatives_of_all_processes(weighted):
     """Two processes' losses, averaged, are that of the joined batch, if `gather` joins what they have."""
-    query, key, targets, owners = batch(size=11)
+    query, key, targets, users = batch(size=11)
     weights = torch.randint(1, 4, (11,)).float() if weighted else None
     count = torch.ones(11) if weights is None else weights
     losses, parts = [], [slice(0, 7), slice(7, 11)]
     for part in parts:
 
-        def gather(own_key, own_targets, own_owners, own_count, part=part):
-            for own, joined in ((own_key, F.normalize(key, dim=-1)), (own_targets, targets), (own_owners, owners)):
+        def gather(own_key, own_targets, own_users, own_count, part=part):
+            for own, joined in ((own_key, F.normalize(key, dim=-1)), (own_targets, targets), (own_users, users)):
                 torch.testing.assert_close(own, joined[part])
             torch.testing.assert_close(own_count, count[part])
-            return (F.normalize(key, dim=-1), targets, owners, count), part.start, 2
+            return (F.normalize(key, dim=-1), targets, users, count), part.start, 2
 
         own_weights = None if weights is None else weights[part]
-        losses.append(in_batch_contrastive(query[part], key[part], targets[part], owners[part], T, own_weights, gather))
-    whole = in_batch_contrastive(query, key, targets, owners, T, weights)
+        losses.append(in_batch_contrastive(query[part], key[part], targets[part], users[part], T, own_weights, gather))
+    whole = in_batch_contrastive(query, key, targets, users, T, weights)
     assert sum(losses).item() / 2 == pytest.approx(whole.item(), rel=1e-5)
 
 
 def test_a_process_without_queries_adds_nothing():
-    query, key, targets, owners = batch(size=4)
+    query, key, targets, users = batch(size=4)
 
     def gather(*_):
-        return (F.normalize(key, dim=-1), targets, owners, torch.ones(4)), 4, 2
+        return (F.normalize(key, dim=-1), targets, users, torch.ones(4)), 4, 2
 
     none = torch.empty(0, 4, requires_grad=True)
     empty = torch.empty(0, dtype=torch.int64)

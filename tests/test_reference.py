@@ -44,7 +44,7 @@ def test_the_fast_model_has_the_loss_and_gradients_of_the_reference(stage, share
     history = rows["item_id_list"], rows["item_length"]
     batch = one_batch(dataset, shared)
     if stage == "pretrain":
-        batch.owners = torch.arange(len(batch))  # the published loss has other targets of a user as negatives
+        batch.users = torch.arange(len(batch))  # the published loss has other targets of a user as negatives
         loss = reference.pretrain_loss(*history, rows["item_id"], *history)
     else:
         loss = reference.finetune_loss(*history, rows["item_id"])

@@ -216,7 +216,7 @@ def test_a_shared_history_is_exact_up_to_the_window(folder):
         batch = one_batch(dataset, shared)
         with torch.no_grad():
             found = model.encode_scored(model.item_representations(batch.items), batch.scored)
-        names = zip(batch.owners.tolist(), batch.targets.tolist(), batch_histories(batch), strict=True)
+        names = zip(batch.users.tolist(), batch.targets.tolist(), batch_histories(batch), strict=True)
         states[shared] = dict(zip(names, found, strict=True))
     short = {name for name in states[1] if len(name[2]) <= WINDOW - 4}
     assert short and short <= states[4].keys() and states[4].keys() != states[1].keys()
@@ -241,7 +241,7 @@ def test_pretraining_states_and_losses_are_the_same_however_many_share_a_history
         states = model.encode_scored(model.item_representations(batch.items), batch.scored)
         views = model.encode_scored(model.item_representations(batch.augmented_items), batch.augmented_scored)
         torch.testing.assert_close(states, views, rtol=1e-5, atol=1e-6)
-        names = zip(batch.owners.tolist(), batch.targets.tolist(), batch_histories(batch), strict=True)
+        names = zip(batch.users.tolist(), batch.targets.tolist(), batch_histories(batch), strict=True)
         order = [place for _, place in sorted((name, place) for place, name in enumerate(names))]
         loss = model.calculate_loss(batch)
         found.append((states[order].detach(), loss.item(), gradients(model, loss)))

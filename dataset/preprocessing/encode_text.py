@@ -26,7 +26,7 @@ import numpy as np  # noqa: E402
 
 from common.errors import UserError, did_you_mean, run_command  # noqa: E402
 from common.files import atomic_path, check_can_write, file_sha256, read_json, write_json, writing  # noqa: E402
-from common.processes import is_main, joined  # noqa: E402
+from common.processes import is_main, process_group  # noqa: E402
 from dataset.preprocessing.encoder import (  # noqa: E402
     Encoder,
     Shards,
@@ -241,7 +241,7 @@ def main(argv):
     """The command; see the top of the file."""
     options = _parser().parse_args(argv)
     # under torchrun only errors and shards' numbers are exchanged, and one process may wait long
-    with joined(timeout=datetime.timedelta(days=7)):
+    with process_group(timeout=datetime.timedelta(days=7)):
         try:
             _run(options)
         except UserError:

@@ -202,16 +202,16 @@ def guess_encoding(path):
     return "utf-8"
 
 
-def joined(value):
+def as_text(value):
     """Any value of a JSON object as one string: lists, nested or not, joined by blanks; None stays None."""
     if value is None or isinstance(value, str):
         return value
     if value != value:
         return None  # not a number: how some tools write an empty field
     if isinstance(value, list | tuple):
-        return " ".join(part for part in map(joined, value) if part is not None)
+        return " ".join(part for part in map(as_text, value) if part is not None)
     if isinstance(value, dict):
-        return " ".join(f"{key} {joined(part)}" for key, part in value.items() if part is not None)
+        return " ".join(f"{key} {as_text(part)}" for key, part in value.items() if part is not None)
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
@@ -489,7 +489,7 @@ def _values(line, columns, literals):
     found = _object(line, literals)
     if found is None:
         return None
-    values = [joined(found.get(column)) for column in columns]
+    values = [as_text(found.get(column)) for column in columns]
     if _SURROGATE.search(line) and any(_is_no_text(value or "") for value in values):
         return None
     return values
@@ -556,4 +556,4 @@ def _as_string(column, kind):
 
 
 def _joined_series(values):
-    return pl.Series(values.name, [joined(value) for value in values.to_list()], dtype=pl.String)
+    return pl.Series(values.name, [as_text(value) for value in values.to_list()], dtype=pl.String)

@@ -39,9 +39,9 @@ def predictions(batch):
             context = tuple(items[row, : column + 1].tolist())
             assert 0 not in context
             weight = 1.0 if batch.weights is None else batch.weights[place].item()
-            found.append((batch.owners[place].item(), context, batch.targets[place].item(), weight))
+            found.append((batch.users[place].item(), context, batch.targets[place].item(), weight))
             place += 1
-    assert place == len(batch) == len(batch.targets) == len(batch.owners)
+    assert place == len(batch) == len(batch.targets) == len(batch.users)
     return found
 
 
@@ -62,30 +62,34 @@ def expected_predictions(sequences, window):
     return found
 
 
-@pytest.mark.parametrize(("window", "shared"), [(1, 1), (1, 5), (7, 1), (50, 1), (130, 2), (130, 7), (130, 130)])
-def test_each_prediction_sees_its_newest_items(window, shared):
+@pytest.mark.parametrize(
+    ("window", "predictions_per_row"), [(1, 1), (1, 5), (7, 1), (50, 1), (130, 2), (130, 7), (130, 130)]
+)
+def test_each_prediction_sees_its_newest_items(window, predictions_per_row):
     """One prediction a row, or no history longer than the window."""
     sequences = random_sequences(skip=0.2, repeated=0.1)
-    batches = SequenceBatches(sequences, 200, window, shared)
+    batches = SequenceBatches(sequences, 200, window, predictions_per_row)
     assert Counter(epoch_of(batches)) == Counter(expected_predictions(sequences, window))
 
 
-@pytest.mark.parametrize(("window", "shared"), [(50, 2), (50, 25), (50, 50), (12, 5), (12, 20)])
-def test_every_prediction_comes_once_and_sees_enough(window, shared):
+@pytest.mark.parametrize(("window", "predictions_per_row"), [(50, 2), (50, 25), (50, 50), (12, 5), (12, 20)])
+def test_every_prediction_comes_once_and_sees_enough(window, predictions_per_row):
     sequences = random_sequences(skip=0.2)
-    found = epoch_of(SequenceBatches(sequences, 200, window, shared))
+    found = epoch_of(SequenceBatches(sequences, 200, window, predictions_per_row))
     full = {target: (owner, context) for owner, context, target, _ in expected_predictions(sequences, window)}
     assert Counter(target for _, _, target, _ in found) == Counter(full.keys())
     for owner, context, target, _ in found:
         assert owner == full[target][0]
         assert context == full[target][1][-len(context) :], "the items right before the target"
-        assert len(context) >= min(len(full[target][1]), max(1, window - shared + 1))
+        assert len(context) >= min(len(full[target][1]), max(1, window - predictions_per_row + 1))
 
 
-@pytest.mark.parametrize(("shared", "read"), [(1, 8725), (2, 650 + 75 * 50), (25, 25 + 7 * 50), (50, 4 * 50)])
-def test_predictions_that_share_a_history_cost_less(shared, read):
-    starts, ends, firsts, _ = cut_windows(make_sequences([200] * 5), 50, shared)
-    assert (ends - starts <= 50).all() and (ends - firsts < shared).all()
+@pytest.mark.parametrize(
+    ("predictions_per_row", "read"), [(1, 8725), (2, 650 + 75 * 50), (25, 25 + 7 * 50), (50, 4 * 50)]
+)
+def test_predictions_that_share_a_history_cost_less(predictions_per_row, read):
+    starts, ends, firsts, _ = cut_windows(make_sequences([200] * 5), 50, predictions_per_row)
+    assert (ends - starts <= 50).all() and (ends - firsts < predictions_per_row).all()
     assert (ends - starts).sum() == 5 * read
 
 
@@ -93,8 +97,8 @@ def test_windows_without_predictions_are_not_encoded():
     sequences = make_sequences([10, 10, 120])
     sequences.weights[:10] = 0  # the first sequence predicts nothing
     sequences.weights[-50:] = 0  # nor does the end of the last
-    _, ends, firsts, owners = cut_windows(sequences, 50, 25)
-    assert owners.tolist() == [1, 2, 2, 2]
+    _, ends, firsts, sequence_of = cut_windows(sequences, 50, 25)
+    assert sequence_of.tolist() == [1, 2, 2, 2]
     running = np.cumsum(sequences.weights)
     assert (running[ends] > running[firsts - 1]).all()
 
@@ -118,16 +122,16 @@ def test_a_batch_smaller_than_a_sequence_still_holds_one(size):
     assert sum(sizes) == batches.sequences.n_predictions
 
 
-@pytest.mark.parametrize("shared", [1, 50])
-def test_one_batch_for_a_data_set_smaller_than_it(shared):
-    batches = SequenceBatches(make_sequences([3, 4]), 10_000, 50, shared)
+@pytest.mark.parametrize("predictions_per_row", [1, 50])
+def test_one_batch_for_a_data_set_smaller_than_it(predictions_per_row):
+    batches = SequenceBatches(make_sequences([3, 4]), 10_000, 50, predictions_per_row)
     assert len(batches) == 1 and [len(batch) for batch in batches] == [5]
 
 
 def flat(batch):
     """All tensors of a batch."""
     augmented = (batch.augmented_items or []) + (batch.augmented_scored or [])
-    return [*batch.items, *batch.scored, *augmented, batch.targets, batch.owners]
+    return [*batch.items, *batch.scored, *augmented, batch.targets, batch.users]
 
 
 def equal(left, right):
@@ -244,7 +248,7 @@ def test_the_parts_of_a_batch_are_the_batch(count, augmented, tmp_path):
     rows = sum(len(items) for items in batch.items)
     assert len(parts) == min(count, rows) or count == 100
     assert sum(len(part) for part in parts) == len(batch)
-    for name in ("targets", "owners"):
+    for name in ("targets", "users"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
     for items, scored in (("items", "scored"), ("augmented_items", "augmented_scored"))[: 1 + augmented]:
         assert sum(len(bucket) for part in parts for bucket in getattr(part, items)) == rows

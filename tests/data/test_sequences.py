@@ -102,8 +102,8 @@ def test_a_small_example_exactly():
     assert sequences.items.tolist() == [3, 1, 4, 1, 5, 9, 2, 6, 6]
     assert sequences.weights.tolist() == [0, 0, 2, 1, 0, 0, 1, 0, 1]
     assert (sequences.window, sequences.n_predictions) == (3, 5)
-    positions, owners = sequences.rows()
-    assert positions.tolist() == [2, 2, 3, 6, 8] and owners.tolist() == [0, 0, 0, 1, 2]
+    positions, sequence_of = sequences.rows()
+    assert positions.tolist() == [2, 2, 3, 6, 8] and sequence_of.tolist() == [0, 0, 0, 1, 2]
 
 
 def test_histories_cut_to_the_window_are_chained():

@@ -359,7 +359,7 @@ def state():
     }
 
 before = state()
-import common.errors, common.files, common.processes, baselines, data, losses, unisrec
+import common.errors, common.files, common.processes, baselines, data, layers.losses, unisrec
 import engine.checkpoint, engine.compat, engine.evaluate, engine.finetuning, engine.setup, engine.trainer
 import pretrain, ddp_pretrain, finetune, run_baseline
 from engine.config import build_config

@@ -15,7 +15,7 @@ def keep_local(*tensors):
     return tensors, 0, 1
 
 
-def in_batch_contrastive(query, key, targets, owners, temperature, weights=None, gather=keep_local):
+def in_batch_contrastive(query, key, targets, users, temperature, weights=None, gather=keep_local):
     """S(a, b): each query against the keys of the whole batch (paper, equations 7 and 8).
 
     mean_i [ log sum_j exp(a_i . b_j / t) - a_i . b_i / t ], all vectors normalised. Left out as negatives: keys j != i
@@ -25,7 +25,7 @@ def in_batch_contrastive(query, key, targets, owners, temperature, weights=None,
     Args:
         query, key (float [B, H]): key i is the positive of query i.
         targets (int64 [B]): the target item of each pair.
-        owners (int64 [B] or None): the user of each pair; None where each is another's.
+        users (int64 [B] or None): the user of each pair; None where each is another's.
         temperature (float): t.
         weights (float [B] or None): a pair that counts w times is w queries, and w negatives of the others.
         gather (callable): joins tensors over all processes, with gradients; gives (tensors, place of ours, processes).
@@ -36,7 +36,7 @@ def in_batch_contrastive(query, key, targets, owners, temperature, weights=None,
     """
     query, key = F.normalize(query.float(), dim=-1), F.normalize(key.float(), dim=-1)
     count = torch.ones(len(query), device=query.device) if weights is None else weights
-    same = targets if owners is None else owners
+    same = targets if users is None else users
     (all_keys, all_targets, all_same, all_count), offset, processes = gather(key, targets, same, count)
     place = torch.arange(len(query), device=query.device) + offset
 

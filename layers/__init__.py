@@ -1,0 +1,1 @@
+"""The parts that models are made of: losses, encoders, and the fast versions of both."""
