@@ -45,8 +45,9 @@ def _pretrain(config, first_start):
     """The same among processes that have joined; after a restart the run goes on from what it has saved since
     `first_start` (seconds since 1970; else None)."""
     from common.processes import from_main, is_main, rank
+    from engine.building import build_model, open_dataset, sequence_batches, set_seeds
     from engine.checkpoint import latest_of_run, load_weights, read_checkpoint
-    from engine.setup import build_model, open_dataset, sequence_batches, set_seeds, start_logging
+    from engine.reporting import start_logging
     from engine.trainer import Trainer
     from unisrec import UniSRec
 

@@ -111,7 +111,7 @@ def mixture(options):
 
 def _load(options):
     import unisrec  # noqa: F401  (importing is part of every command's start, not of loading)
-    from engine.setup import sequence_batches
+    from engine.building import sequence_batches
 
     start = time.perf_counter()
     config, dataset = _open_mixture(options)

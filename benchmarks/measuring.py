@@ -21,7 +21,7 @@ def run(script, arguments):
 
 def memory():
     """In GB: the peak of this process and, on Linux, what is resident now, its own and pages of mapped files."""
-    from engine.setup import peak_memory_mb
+    from engine.reporting import peak_memory_mb
 
     if not os.path.exists("/proc/self/status"):
         return {"gigabytes": peak_memory_mb() / 1e3}
@@ -49,8 +49,8 @@ def training_rate(config, dataset, seconds, warm_up=2):
     Returns:
         float: predictions learnt from per second.
     """
+    from engine.building import build_model, sequence_batches
     from engine.optimizer import make_optimizer
-    from engine.setup import build_model, sequence_batches
     from unisrec import UniSRec
 
     model = build_model(UniSRec, config, dataset).train()

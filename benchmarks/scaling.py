@@ -41,7 +41,7 @@ def worker(number, count, options, results):
 
 def measure(options):
     """(predictions/s of all processes, their memory beyond the imports in GB)."""
-    from engine.setup import build_model, sequence_batches, set_seeds
+    from engine.building import build_model, sequence_batches, set_seeds
     from engine.trainer import Trainer
     from unisrec import UniSRec
 

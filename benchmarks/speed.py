@@ -167,8 +167,8 @@ def _pretrain_reference(options):
 
 
 def _evaluate_ours(options):
+    from engine.building import build_model
     from engine.evaluate import Evaluation
-    from engine.setup import build_model
     from unisrec import UniSRec
 
     config, dataset = _open(options)

@@ -10,19 +10,11 @@ from baselines import TRAINED, UNTRAINED
 from common.errors import UserError
 from common.files import check_can_write
 from common.processes import rank
+from engine.building import build_model, open_dataset, sequence_batches, set_seeds
 from engine.checkpoint import load_weights, read_checkpoint
 from engine.config import check_choice, resolve_model
 from engine.evaluate import Evaluation
-from engine.setup import (
-    Stopwatch,
-    build_model,
-    open_dataset,
-    result_path,
-    sequence_batches,
-    set_seeds,
-    start_logging,
-    write_result,
-)
+from engine.reporting import Stopwatch, result_path, start_logging, write_result
 from engine.trainer import Progress, Trainer
 from unisrec import STAGES, AllPositions, UniSRec
 

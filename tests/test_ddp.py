@@ -43,10 +43,10 @@ from common.processes import (
 from data import SequenceBatches, UniSRecDataset
 from data.augment import augment
 from ddp_pretrain import free_port
+from engine.building import build_model, set_seeds
 from engine.checkpoint import read_checkpoint
 from engine.config import ROOT
 from engine.evaluate import Evaluation
-from engine.setup import build_model, set_seeds
 from engine.trainer import Trainer
 from tests.conftest import SMALL, small_config, write_mix, write_tiny
 

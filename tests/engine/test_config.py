@@ -360,7 +360,8 @@ def state():
 
 before = state()
 import common.errors, common.files, common.processes, baselines, data, layers.losses, unisrec
-import engine.checkpoint, engine.compat, engine.evaluate, engine.finetuning, engine.setup, engine.trainer
+import engine.building, engine.checkpoint, engine.compat, engine.evaluate
+import engine.finetuning, engine.reporting, engine.trainer
 import pretrain, ddp_pretrain, finetune, run_baseline
 from engine.config import build_config
 assert state() == before, [key for key in before if state()[key] != before[key]]

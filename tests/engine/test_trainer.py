@@ -13,8 +13,9 @@ import pretrain
 from common.errors import UserError
 from common.files import read_json
 from data import UniSRecDataset
+from engine.building import build_model, set_seeds
 from engine.checkpoint import load_weights, read_checkpoint
-from engine.setup import Stopwatch, build_model, result_path, set_seeds, write_result
+from engine.reporting import Stopwatch, result_path, write_result
 from engine.trainer import Trainer, _mean_loss
 from tests.conftest import SMALL, small_config
 from unisrec import UniSRec

@@ -1,4 +1,4 @@
-"""What every command does before it works: logging, seeds, data, and the result file after it."""
+"""What a run tells: its log, the time and memory that it took, its result file."""
 
 import logging
 import os
@@ -10,9 +10,8 @@ import time
 import numpy as np
 import torch
 
-from common.errors import UserError
 from common.files import write_json
-from common.processes import gather, gather_objects, is_main, rank, world_size
+from common.processes import is_main
 
 logger = logging.getLogger(__name__)
 
@@ -28,60 +27,6 @@ def start_logging(config):
         datefmt="%H:%M:%S",
     )
     logging.getLogger("torch").setLevel(logging.WARNING)
-
-
-def set_seeds(seed, rank=0):
-    """Seed Python, numpy and torch; each rank draws its own noise and dropout."""
-    import random
-
-    random.seed(seed + rank)
-    np.random.seed((seed + rank) % 2**32)
-    torch.manual_seed(seed + rank)
-
-
-def open_dataset(config):
-    """Open a data set and say what is in it. Returns UniSRecDataset."""
-    from data import UniSRecDataset
-
-    dataset = UniSRecDataset(config)
-    if not is_main():
-        gather_objects(None)  # the main process reads the training file, the others what it has cached
-    summary = str(dataset)  # not inside logging, which would print a traceback of an error
-    if is_main():
-        gather_objects(None)
-    logger.info("%s", summary)
-    return dataset
-
-
-def sequence_batches(config, dataset):
-    """This process's share of the training sequences, as the settings cut and order them. Returns SequenceBatches."""
-    from data import SequenceBatches
-
-    more = {"rank": rank(), "world_size": world_size()}
-    if config["train_stage"] == "pretrain":
-        more["augment_ratios"] = {key: config[key] for key in ("item_drop_ratio", "item_drop_coefficient")}
-        more["n_items"] = dataset.catalogue.n_items
-    return SequenceBatches(
-        dataset.sequences("train"),
-        config["train_batch_size"],
-        dataset.window,
-        config["predictions_per_row"],
-        config["seed"],
-        **more,
-    )
-
-
-def build_model(model_class, config, dataset):
-    """Make a model with the initial weights that the seed gives, the same on every rank, and let it gather what it
-    compares from all of them. Returns the model."""
-    set_seeds(config["seed"])
-    try:
-        model = model_class(config, dataset)
-    except ValueError as error:
-        raise UserError(f"{config['model']}: {error}; change that setting") from None
-    if world_size() > 1:
-        model.gather = gather
-    return model.to(config["device"])
 
 
 class Stopwatch:
