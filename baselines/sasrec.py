@@ -7,7 +7,7 @@ same; `--predictions_per_row=1` encodes each prefix by itself again.
 import torch.nn.functional as F
 from recbole.model.sequential_recommender.sasrec import SASRec as RowSASRec
 
-from unisrec import AllPositions
+from layers.encoder import AllPositions
 
 
 class SASRec(AllPositions, RowSASRec):

@@ -9,6 +9,7 @@ import torch
 from common.errors import UserError
 from common.processes import gather, gather_objects, is_main, rank, world_size
 from data import SequenceBatches, UniSRecDataset
+from engine.fast_parts import use_fast_parts
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +50,24 @@ def sequence_batches(config, dataset):
 
 
 def build_model(model_class, config, dataset):
-    """Make a model with the initial weights that the seed gives, the same on every rank, and let it gather what it
-    compares from all of them. Returns the model."""
+    """Build a model, on the device of the settings.
+
+    The seed determines the initial weights, which are the same on every rank. With several processes the model compares
+    sequences of all of them. `--fast=false` leaves the plain model.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: settings that do not fit each other.
+    """
     set_seeds(config["seed"])
     try:
         model = model_class(config, dataset)
     except ValueError as error:
         raise UserError(f"{config['model']}: {error}; change that setting") from None
+    if config["fast"]:
+        use_fast_parts(model)
     if world_size() > 1:
         model.gather = gather
     return model.to(config["device"])

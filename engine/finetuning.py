@@ -16,7 +16,8 @@ from engine.config import check_choice, resolve_model
 from engine.evaluate import Evaluation
 from engine.reporting import Stopwatch, result_path, start_logging, write_result
 from engine.trainer import Progress, Trainer
-from unisrec import STAGES, AllPositions, UniSRec
+from layers.encoder import AllPositions
+from unisrec import STAGES, UniSRec
 
 logger = logging.getLogger(__name__)
 

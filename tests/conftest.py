@@ -11,6 +11,7 @@ import pytest
 
 from common.errors import run_command
 from engine.config import build_config
+from tests.small_data import write_downstream, write_mixture
 from unisrec import UniSRec
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -42,6 +43,27 @@ def small_config(stage, dataset, data_path, **options):
         ["overall.yaml", "UniSRec.yaml", STAGE_PROPS[stage]],
         {"train_stage": stage, "data_path": data_path, **sizes, **options},
     )
+
+
+MAX_HISTORY = 8  # of the data in the fixture `folder`
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """`Small`, with users longer than the window and repeated rows, and the mixture `Mix`."""
+    folder = tmp_path_factory.mktemp("data")
+    write_downstream(folder, users=14, window=MAX_HISTORY, longest=16, repeat=(0, 1, 20))
+    write_mixture(folder, users=6, window=MAX_HISTORY, longest=14)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The same, but no history is longer than the window."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_downstream(folder, users=14, window=16, longest=16, repeat=(0, 1, 20))
+    write_mixture(folder, users=6, window=16, longest=14)
+    return str(folder)
 
 
 # -- small data sets, written here so that the tests need nothing from elsewhere -------------------------------------
