@@ -11,7 +11,6 @@ class _Untrained(SequentialRecommender):
     """Scores from `states` and `candidates`: float [B, K] and [N, K]."""
 
     input_type = InputType.POINTWISE
-    ignores_padding = True  # so the data set pads rows to the longest of their batch only
 
     def full_sort_predict(self, interaction):
         """Score of every item, float [B, N + 1]; column = item id, column 0 (padding) is -inf."""
@@ -36,8 +35,6 @@ class Popularity(_Untrained):
 
 class LastText(_Untrained):
     """Cosine of an item's text with that of the last item of the history."""
-
-    uses_item_text = True
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

@@ -243,7 +243,7 @@ def test_a_broken_list_of_domains(mixture, pre, content):
         ("--loss_type=BPR", "option --loss_type: found 'BPR', expected CE"),
         ("--metrics=[Recal]", "option --metrics: found 'recal', expected ranking metrics"),
         ("--valid_metric=NDCG@7", "option --valid_metric: found 'NDCG@7', expected"),
-        ("--topk=0", "option --topk: found 0, expected whole numbers from 1 on"),
+        ("--topk=0", "option --topk: found 0, expected whole numbers, each 1 or more"),
         ("--learner=adm", "option --learner: found 'adm', expected one of adam, adamw, sgd, adagrad, rmsprop"),
         ("--epochs=-1", "option --epochs: found -1, expected 0 or more"),
         ("--train_batch_size=0", "option --train_batch_size: found 0, expected 1 or more"),
