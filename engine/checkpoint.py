@@ -29,7 +29,8 @@ _SIZES = {  # which setting a tensor's shape tells, and where
 _LAYER = re.compile(r"trm_encoder\.layer\.(\d+)\.")
 # settings that decide what the weights compute; a checkpoint brings its own
 SHAPE = (
-    "n_layers", "n_heads", "hidden_size", "inner_size", "hidden_act", "layer_norm_eps", "n_exps", "MAX_ITEM_LIST_LENGTH",
+    "n_layers", "n_heads", "hidden_size", "inner_size", "hidden_act", "layer_norm_eps", "n_exps",
+    "MAX_ITEM_LIST_LENGTH",
 )  # fmt: skip
 # settings that may differ between the parts of a run
 _NOT_OF_A_RUN = dict.fromkeys(("epochs", "resume", "show_progress", "device", "checkpoint_dir", "data_path"))
@@ -121,16 +122,16 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
         UserError: the user has given one of them another value.
     """
     found = _shape_of(checkpoint)
-    for key, value in found.items():
-        if config[key] == value:
-            continue
-        if key in config.given:
-            raise UserError(
-                f"{config.given[key]}: found {config[key]!r}, expected {value!r}, with which {path} was trained; "
-                "leave it out, the checkpoint brings its own"
-            )
-        logger.info("%s %s, as %s was trained with it", key, value, path)
+    adopted = {key: value for key, value in found.items() if config[key] != value}
+    for key in adopted.keys() & config.given.keys():
+        raise UserError(
+            f"{config.given[key]}: found {config[key]!r}, expected {adopted[key]!r}, with which {path} was trained; "
+            "leave it out, the checkpoint brings its own"
+        )
+    for key, value in adopted.items():
         config[key] = value
+    if adopted:
+        logger.info("settings from %s: %s", path, ", ".join(f"{key} {value}" for key, value in adopted.items()))
     missing = [key for key in SHAPE if key not in found]
     if missing:
         logger.info("%s does not say %s; the settings decide", path, ", ".join(missing))
@@ -188,7 +189,8 @@ def check_features(checkpoint: dict, features, path: str) -> None:
 
 
 def _in_words(description):
-    return ", ".join(f"{key} {value}" for key, value in description.items() if value is not None)
+    told = {key: description.get(key) for key in ("encoder", "pooling", "width", "normalised")}
+    return ", ".join(f"{key} {value}" for key, value in told.items() if value is not None)
 
 
 def changed_settings(checkpoint, config):

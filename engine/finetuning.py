@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def finetune(config):
-    """Fine-tune UniSRec or a model derived from it (with `epochs` 0: evaluate it). Returns the result, dict, as written."""
+    """Fine-tune UniSRec or a model derived from it, or evaluate it, with `epochs` 0. Returns the result file, dict."""
     start_logging(config)
     checkpoint = read_checkpoint(config["pretrained"]) if config["pretrained"] else None
     if checkpoint:

@@ -162,7 +162,9 @@ class Setting:
             match = re.fullmatch(pattern, self.range)
             if match:
                 return test(number, *map(float, match.groups()))
-        raise UserError(f"setting {self.key}: its range {self.range!r} is unknown; expected `1 or more` or `from 0 to 1`")
+        raise UserError(
+            f"setting {self.key}: its range {self.range!r} is unknown; expected `1 or more` or `from 0 to 1`"
+        )
 
 
 def _is_of_kind(value, kind):
@@ -294,6 +296,8 @@ def settle(command: str, options: dict, recbole=(), own=()) -> Settled:
             setting, usual = settings.get(key) or Setting(key, None), ranges.get(key)
             if usual and not setting.range and setting.kind == usual.kind:
                 setting = dataclasses.replace(setting, range=usual.range)
+            elif key.endswith("_size") and not setting.range and setting.kind == "int":
+                setting = dataclasses.replace(setting, range="1 or more")  # RecBole's sizes, which declare none
             given[key], where[key] = setting.check(value, prefix + key), prefix + key
     settled = Settled(files, settings, given, where)
     check_window(given, settled.values())
@@ -418,7 +422,11 @@ def help_text(usage: str, command: str, recbole=()) -> str:
     chain = read_chain([*base, *files])
     parts = [usage.strip()]
     for path, settings in chain[len(base) :]:
-        title = f"RecBole's {os.path.basename(path)}" if path in recbole else f"{os.path.relpath(path, ROOT)}: {_title(path)}"
+        title = (
+            f"RecBole's {os.path.basename(path)}"
+            if path in recbole
+            else f"{os.path.relpath(path, ROOT)}: {_title(path)}"
+        )
         parts.append(_section(title, settings))
     ours = {key for _, settings in chain[len(base) :] for key in settings}
     further = sorted({key for _, settings in chain[: len(base)] for key in settings} - ours)
