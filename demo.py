@@ -9,7 +9,7 @@ import os
 
 from common.errors import run_command
 from common.files import atomic_path, write_json
-from engine.config import ROOT, build_config, parse_command_line
+from engine.settings import ROOT, help_text, parse_command_line, settle
 
 USAGE = """
 python demo.py [--key=value ...]     keys of props/ change the fine-tuning and the baseline, for example --seed=1
@@ -37,7 +37,8 @@ BASELINES = {
 
 
 def main(argv):
-    options = parse_command_line(argv, {}, USAGE)
+    options = parse_command_line(argv, lambda _: help_text(USAGE, "finetune"))
+    settle("finetune", options)  # an error shows before anything is made
     data = prepare(os.path.join(FOLDER, "dataset"))
     checkpoint = pretrain_on_sources(data)
     rows = run_all(data, checkpoint, options)
@@ -84,7 +85,9 @@ def pretrain_on_sources(data):
 
 def run_all(data, checkpoint, options):
     """Every row of the table. Returns a list of results, dict, each with its `row` name and `compare_with`."""
-    from engine.finetuning import finetune, interaction_model, run_baseline
+    from baselines import find_model, yaml_files
+    from engine.config import build_config
+    from engine.finetuning import finetune, run_baseline
     from unisrec import UniSRec
 
     say(f"4. the target shop, {TARGET}: full ranking of its films, best epoch chosen on valid, reported on test")
@@ -92,19 +95,16 @@ def run_all(data, checkpoint, options):
     rows = []
     for model, name in BASELINES.items():
         logging.getLogger().info("-- %s", name)
-        config = build_config(
-            interaction_model(model),
-            TARGET,
-            ["overall.yaml", "finetune.yaml"],
-            {key: value for key, value in shared.items() if key != "hidden_size" or model == "SASRec"},
-        )
+        model = find_model(model)
+        known = settle("baseline", {}, *yaml_files(model)).settings
+        config = build_config(model, TARGET, "baseline", {key: shared[key] for key in shared.keys() & known.keys()})
         rows.append({"row": name, "compare_with": None, **run_baseline(config)})
     for name, stage, pretrained, learns, twin in UNISREC:
         logging.getLogger().info("-- %s", name)
         config = build_config(
             UniSRec,
             TARGET,
-            ["overall.yaml", "UniSRec.yaml", "finetune.yaml"],
+            "finetune",
             {
                 **shared,
                 "train_stage": stage,

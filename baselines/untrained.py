@@ -16,7 +16,6 @@ class _Untrained(SequentialRecommender):
     """Scores are products of `states(interaction)`, float [B, K], and `candidates`, float [N, K]."""
 
     input_type = InputType.POINTWISE
-    ignores_padding = True  # rows may be padded to the longest history of their batch
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """The score of every item, float [B, N + 1]. Column = item id; column 0 (padding) is -inf."""
@@ -41,8 +40,6 @@ class Popularity(_Untrained):
 
 class LastText(_Untrained):
     """The cosine of an item's text vector with that of the last item of the history."""
-
-    uses_item_text = True
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

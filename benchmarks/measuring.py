@@ -37,9 +37,8 @@ def open_data(stage, folder, name, **settings):
     from engine.config import build_config
     from unisrec import UniSRec
 
-    files = ["overall.yaml", "UniSRec.yaml", "pretrain.yaml" if stage == "pretrain" else "finetune.yaml"]
     settings = {"data_path": folder, "train_stage": stage, "show_progress": False, **settings}
-    config = build_config(UniSRec, name, files, settings)
+    config = build_config(UniSRec, name, "pretrain" if stage == "pretrain" else "finetune", settings)
     return config, UniSRecDataset(config)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import read_json
-from data.features import ItemFeatures, feature_description, feature_shape, find_suffix
+from data.features import ItemFeatures, feature_description, feature_shape, find_suffix, made_by
 from data.files import DOMAIN, largest_numbers
 
 
@@ -101,6 +101,7 @@ def open_catalogue(folder, name, plm_suffix, augmented_suffix, plm_size, need_fe
                 f"{path}: vectors of {shape[1]} {shape[2]} beside others of {width} {dtype}; "
                 "encode all domains with one encoder"
             )
+        _check_same_encoder(path, paths[0])
     augmented = []
     if augmented_suffix:
         suffix = plm_suffix.replace("feat1", "feat2") if augmented_suffix == "auto" else augmented_suffix
@@ -119,6 +120,17 @@ def open_catalogue(folder, name, plm_suffix, augmented_suffix, plm_size, need_fe
             )
     catalogue = Catalogue(name, domains, counts, is_mixture, os.path.basename(paths[0]))
     return catalogue, ItemFeatures(paths, counts, width, dtype, augmented)
+
+
+def _check_same_encoder(path, first):
+    """The domains of a mixture must have features of one kind, as far as their descriptions tell."""
+    own, other = made_by(path), made_by(first)
+    for key in own.keys() & other.keys():
+        if own[key] != other[key]:
+            raise UserError(
+                f"{path}: was made with {key} {own[key]}, {first} with {key} {other[key]}; "
+                "encode all domains in the same way"
+            )
 
 
 def _check_made_from(folder, name, domains, is_mixture, paths):

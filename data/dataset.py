@@ -15,10 +15,6 @@ from data.catalogue import item_names, open_catalogue
 from data.files import DOMAIN, load_sequences
 
 SPLITS = ("train", "valid", "test")
-# Models of RecBole's that give the same scores whatever padding stands behind a history, proven for each by
-# tests/test_recbole_contract.py. Of the others some crash on rows shorter than MAX_ITEM_LIST_LENGTH, some score them
-# differently without a word; a model of one's own is trusted where it says `ignores_padding = True`.
-IGNORE_PADDING = frozenset({"BERT4Rec", "CORE", "FPMC", "GCSAN", "GRU4Rec", "NARM", "SASRec", "SRGNN", "TransRec"})
 
 
 class UniSRecDataset(SequentialDataset):
@@ -35,8 +31,8 @@ class UniSRecDataset(SequentialDataset):
         split (str or None): after `build`, which part this data set is.
 
     Args:
-        config (Config): keys `data_path`, `dataset`, `plm_suffix`, `plm_suffix_aug`, `plm_size`, `train_stage`,
-            `MAX_ITEM_LIST_LENGTH`.
+        config (engine.config.Config): keys `data_path`, `dataset`, `plm_suffix`, `plm_suffix_aug`, `plm_size`,
+            `train_stage`, `MAX_ITEM_LIST_LENGTH`; what the model needs, `uses_item_text` and `ignores_padding`.
 
     Raises:
         UserError: missing or malformed files.
@@ -52,15 +48,12 @@ class UniSRecDataset(SequentialDataset):
             config["plm_suffix"] or "auto",
             (config["plm_suffix_aug"] or "auto") if config["train_stage"] == "pretrain" else None,
             config["plm_size"],
-            need_features=getattr(config.model_class, "uses_item_text", False),
+            need_features=config.uses_item_text,
         )
         self._sequences = {}
         self._user_numbers = None
         self.split = self._columns = None
-        model = config.model_class
-        self._trims = getattr(model, "ignores_padding", False) or (
-            model.__module__.startswith("recbole.") and model.__name__ in IGNORE_PADDING
-        )
+        self._trims = config.ignores_padding
         self.user_feat = self.item_feat = None
         self.feat_name_list = ["inter_feat"]
         self.item_id_list_field = f"{self.iid_field}{config['LIST_SUFFIX']}"

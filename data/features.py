@@ -1,6 +1,7 @@
 """Text features of the catalogue: memory-mapped files, read where they are needed, never copied whole."""
 
 import os
+import re
 
 import numpy as np
 import torch
@@ -21,6 +22,10 @@ class ItemFeatures:
         width (int): numbers per vector, D.
         dtype (str): `float32` or `float16`.
         augmented_paths (list of str): the same for `feat2*`; empty if not needed.
+
+    Attributes:
+        description (dict): what made the vectors as far as known: `encoder`, `pooling`, `normalised`, `width`.
+        source (str): the first file, for messages.
     """
 
     def __init__(self, paths, counts, width, dtype="float32", augmented_paths=()):
@@ -29,6 +34,8 @@ class ItemFeatures:
         self.augmented = bool(augmented_paths)
         every = list(paths) + list(augmented_paths)
         sizes = list(counts) * (2 if self.augmented else 1)
+        self.source = paths[0]
+        self.description = made_by(paths[0]) | {"width": width}
         self._maps = [np.memmap(path, dtype, "r", shape=(n, width)) for path, n in zip(every, sizes, strict=True)]
         self._starts = np.cumsum([1] + sizes)
 
@@ -100,6 +107,20 @@ def feature_description(path):
     if not isinstance(description, dict):
         raise UserError(f"{path}.json: holds {type(description).__name__}, expected width and items; encode again")
     return description
+
+
+def made_by(path):
+    """What made the vectors of a feature file, as far as its description or its name tells: dict with keys of
+    `encoder`, `pooling`, `normalised`."""
+    description = feature_description(path)
+    told = {key: description[key] for key in ("encoder", "pooling", "normalised") if key in description}
+    return made_by_suffix(path.rpartition(".")[2]) | told
+
+
+def made_by_suffix(suffix):
+    """What a suffix such as feat1CLS tells: dict with the `pooling`, or an empty one."""
+    match = re.fullmatch(r"feat\d(CLS|Mean)", str(suffix))
+    return {"pooling": match[1]} if match else {}
 
 
 def find_suffix(folder, domains, suffix):

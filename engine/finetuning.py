@@ -4,33 +4,33 @@ import logging
 import os
 
 from recbole.data.utils import get_dataloader
-from recbole.model.abstract_recommender import SequentialRecommender
 
-from baselines import TRAINED, UNTRAINED
-from common.errors import UserError
+from baselines import entry
 from common.files import check_can_write
 from common.processes import rank
 from engine.building import build_model, open_dataset, sequence_batches, set_seeds
-from engine.checkpoint import load_weights, read_checkpoint
-from engine.config import check_choice, resolve_model
+from engine.checkpoint import adopt_settings, check_features, load_weights, read_checkpoint
 from engine.evaluate import Evaluation
 from engine.reporting import Stopwatch, result_path, start_logging, write_result
 from engine.trainer import Progress, Trainer
 from layers.encoder import AllPositions
-from unisrec import STAGES, UniSRec
 
 logger = logging.getLogger(__name__)
 
 
 def finetune(config):
-    """Fine-tune UniSRec (or evaluate it, with `epochs` 0) and write the result. Returns the result, dict."""
+    """Fine-tune UniSRec or a model derived from it, or evaluate it, with `epochs` 0. Returns the result file, dict."""
     start_logging(config)
     checkpoint = read_checkpoint(config["pretrained"]) if config["pretrained"] else None
-    _settle_stage(config, checkpoint)
+    if checkpoint:
+        _settle_stage(config, checkpoint)
+        adopt_settings(config, checkpoint, config["pretrained"])
     watch = Stopwatch()
     with watch("load"):
         dataset = open_dataset(config)
-        model = build_model(UniSRec, config, dataset)
+        if checkpoint:
+            check_features(checkpoint, dataset.features, config["pretrained"])
+        model = build_model(config.model_class, config, dataset)
         tokens = dataset.item_names() if config["train_stage"] == "transductive_ft" else None
         if checkpoint:
             load_weights(model, checkpoint, config["pretrained"], tokens)
@@ -38,7 +38,7 @@ def finetune(config):
                 model.freeze_encoder()
         evaluation = Evaluation(config, dataset)
         batches = _training_batches(config, dataset, evaluation)
-    name = f"UniSRec-{config['dataset']}-{config['train_stage']}-{config['seed']}"
+    name = f"{config['model']}-{config['dataset']}-{config['train_stage']}-{config['seed']}"
     name += "-pretrained" * bool(checkpoint)
     name += "-evaluated" * (config["epochs"] == 0)  # lest it replace the result of the training
     return train_and_test(config, model, batches, evaluation, name, watch, tokens)
@@ -47,7 +47,7 @@ def finetune(config):
 def run_baseline(config):
     """Train and test a model that reads rows, under the same protocol. Returns the result, dict."""
     start_logging(config)
-    if config["model"] in UNTRAINED:
+    if not entry(config.model_class).trains:
         config["epochs"] = 0
     watch = Stopwatch()
     with watch("load"):
@@ -99,35 +99,6 @@ def train_and_test(config, model, batches, evaluation, name, watch, item_tokens)
 
 
 def _settle_stage(config, checkpoint):
-    """Check the stage; an evaluation of a checkpoint without id embeddings is inductive."""
-    check_choice(config, "train_stage", STAGES[1:])
-    check_choice(config, "loss_type", ["CE"])
-    if checkpoint and config["epochs"] == 0 and "item_embedding.weight" not in checkpoint["state_dict"]:
+    """An evaluation of a checkpoint without id embeddings is inductive."""
+    if config["epochs"] == 0 and "item_embedding.weight" not in checkpoint["state_dict"]:
         config["train_stage"] = "inductive_ft"
-
-
-def interaction_model(name):
-    """The class of a baseline: a sequential model of RecBole's that needs interactions only, or an untrained one.
-
-    Raises:
-        UserError: no such model, or one that needs more.
-    """
-    if name in ("FDSA", "S3Rec"):
-        raise UserError(
-            f"model {name}: reads item texts and comes later; models that run now: SASRec, GRU4Rec, BERT4Rec, ..."
-        )
-    if name in _NEED_MORE:
-        raise UserError(
-            f"model {name}: needs {_NEED_MORE[name]}, which these data sets do not have; "
-            "choose one that reads interactions only, such as SASRec, GRU4Rec, BERT4Rec"
-        )
-    model = {**UNTRAINED, **TRAINED}.get(name) or resolve_model(name)
-    if not issubclass(model, SequentialRecommender):
-        raise UserError(f"model {name}: is no sequential model; choose one that is, such as SASRec, GRU4Rec, BERT4Rec")
-    return model
-
-
-_NEED_MORE = {
-    **dict.fromkeys(("GRU4RecF", "SASRecF", "DIN", "DIEN"), "item attributes"),
-    **dict.fromkeys(("GRU4RecKG", "KSR"), "a knowledge graph"),
-}

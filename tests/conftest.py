@@ -16,7 +16,6 @@ from unisrec import UniSRec
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = os.path.join(os.path.dirname(ROOT), "shared")
-STAGE_PROPS = {"pretrain": "pretrain.yaml", "inductive_ft": "finetune.yaml", "transductive_ft": "finetune.yaml"}
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +39,7 @@ def small_config(stage, dataset, data_path, **options):
     return build_config(
         UniSRec,
         dataset,
-        ["overall.yaml", "UniSRec.yaml", STAGE_PROPS[stage]],
+        "pretrain" if stage == "pretrain" else "finetune",
         {"train_stage": stage, "data_path": data_path, **sizes, **options},
     )
 

@@ -45,8 +45,8 @@ from data.augment import augment
 from ddp_pretrain import free_port
 from engine.building import build_model, set_seeds
 from engine.checkpoint import read_checkpoint
-from engine.config import ROOT
 from engine.evaluate import Evaluation
+from engine.settings import ROOT
 from engine.trainer import Trainer
 from tests.conftest import SMALL, small_config, write_mix, write_tiny
 
@@ -490,8 +490,10 @@ def test_a_taken_port_is_named(ddp):
         taken.listen()
         port = taken.getsockname()[1]
         assert (
-            ddp("-p", port, "--nproc=2") == f"option --port: {port} is taken or no port; leave it out to get a free one"
+            ddp("--port", port, "--nproc=2")
+            == f"option --port: {port} is taken or no port; leave it out to get a free one"
         )
+    assert ddp("-p", port).startswith("unknown option --pretrained (-p): ")
     assert ddp("--port=99999").startswith("option --port: 99999 is taken or no port")
 
 

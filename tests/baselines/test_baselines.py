@@ -5,7 +5,8 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from baselines import LastText, MeanText, Popularity, SASRec
+from baselines.sasrec import SASRec
+from baselines.untrained import LastText, MeanText, Popularity
 from data import SequenceBatches, UniSRecDataset
 from engine.config import build_config
 from engine.evaluate import Evaluation
@@ -19,7 +20,7 @@ def small(tmp_path):
 
     def open_for(model_class, **options):
         settings = {"data_path": str(tmp_path), "plm_size": 24, "show_progress": False, **options}
-        config = build_config(model_class, "Small", ["overall.yaml", "finetune.yaml"], settings)
+        config = build_config(model_class, "Small", "baseline", settings)
         dataset = UniSRecDataset(config)
         torch.manual_seed(0)
         return model_class(config, dataset).eval(), dataset, config

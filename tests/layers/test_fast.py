@@ -71,7 +71,7 @@ def test_models_are_built_with_the_fast_parts_unless_told_otherwise(folder):
 
 
 def test_the_baseline_gets_the_fast_encoder_too(folder):
-    config = build_config(SASRec, "Small", ["overall.yaml", "finetune.yaml"], {"data_path": folder, "hidden_size": 16})
+    config = build_config(SASRec, "Small", "baseline", {"data_path": folder, "hidden_size": 16})
     dataset = UniSRecDataset(config)
     torch.manual_seed(0)
     plain = SASRec(config, dataset).eval()
