@@ -41,7 +41,7 @@ def sequence_batches(config, dataset):
     return SequenceBatches(
         dataset.sequences("train"),
         config["train_batch_size"],
-        dataset.window,
+        dataset.max_history,
         config["predictions_per_row"],
         config["seed"],
         **more,

@@ -136,7 +136,7 @@ def padded_and_trimmed(train, longest):
 def test_padding_changes_no_score_of_the_models_that_are_said_to_ignore_it(name, small):
     config, train, _, _ = opened(name, small)
     train_rows, transform = train.dataset, construct_transform(config)
-    assert train_rows._trims
+    assert train_rows._pads_to_batch
     model = with_random_parameters(config, train_rows)
     for longest in (1, 3, 11):
         padded, trimmed = padded_and_trimmed(train_rows, longest)

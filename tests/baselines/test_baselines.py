@@ -34,7 +34,7 @@ def test_sasrec_learns_the_same_from_sequences_as_recbole_from_rows(small):
     by_row.backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    (batch,) = SequenceBatches(dataset.sequences("train"), 10**6, dataset.window, 1)
+    (batch,) = SequenceBatches(dataset.sequences("train"), 10**6, dataset.max_history, 1)
     assert batch.weights is not None and len(batch.items) > 1
     loss = model.calculate_loss(batch)
     loss.backward()
