@@ -152,11 +152,11 @@ def helpers_of_processes(number, count):
     (joined_part * factors * (number + 1)).sum().backward()
     # each row's factor, from all processes: (1 + 2 + ...) * row
     assert torch.equal(part.grad, (factors[start : start + rows] * count * (count + 1) / 2).expand(-1, 3))
-    told = Preemption()
-    assert told.asked(torch.device("cpu")) is False
+    preemption = Preemption()
+    assert preemption.requested(torch.device("cpu")) is False
     if number == count - 1:
-        told._note(signal.SIGTERM, None)
-    assert told.asked(torch.device("cpu")) is True
+        preemption._receive(signal.SIGTERM, None)
+    assert preemption.requested(torch.device("cpu")) is True
     assert any_process(number == 1, torch.device("cpu")) is True and any_process(False, torch.device("cpu")) is False
 
 
