@@ -94,7 +94,7 @@ def test_a_missing_inter_file(tiny, tune, baseline, split):
         ("user\titems\titem\n1\t2 3\t4\n", "header 'user\\titems\\titem' lacks user_id:token, item_id_list:token_seq"),
         (GARBAGE, "lacks user_id:token"),
         (GARBAGE.replace(b"\n", b""), "lacks user_id:token"),
-        (HEADER.encode() + GARBAGE, "cannot be read as tab-separated text"),
+        (HEADER.encode() + GARBAGE, "tab-separated columns, expected 3 as in the header; correct the line"),
         (HEADER + "1\t2 3\n", "line 2: found 2 tab-separated columns, expected 3 as in the header"),
         (HEADER + "1\t2\t3\n1\t2\t3\t4\n", "line 3: found 4 tab-separated columns, expected 3 as in the header"),
     ],
