@@ -1,1 +1,1 @@
-"""What every room needs and nothing depends on: user errors, atomic files, process groups."""
+"""Used by all other folders and depending on none of them: user errors, atomic files, process groups."""

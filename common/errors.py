@@ -1,19 +1,23 @@
-"""A user's error ends in one line and exit code 2; a programming error keeps its traceback."""
+"""A user's error ends in one line and exit code 2. A programming error keeps its traceback."""
 
 import difflib
 import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what (file or key), found, expected, what to do."""
+    """An error that the user can correct.
+
+    The message is one line: the file or key, what was found, what was expected, what to do.
+    """
 
 
-def run_command(main, argv=None):
-    """Run ``main(argv)``; a `UserError` becomes one line on stderr and exit code 2.
+def run_command(main: Callable[[list[str]], object], argv: list[str] | None = None) -> None:
+    """Run ``main(argv)``. A `UserError` becomes one line on stderr and exit code 2.
 
     Args:
-        main (callable): takes the list of command-line arguments.
-        argv (list of str, optional): defaults to the process's own.
+        main: takes the list of command-line arguments.
+        argv: default: the arguments of this process.
     """
     try:
         main(sys.argv[1:] if argv is None else argv)
@@ -25,7 +29,7 @@ def run_command(main, argv=None):
         raise SystemExit(130) from None
 
 
-def did_you_mean(word, known):
-    """'; did you mean X?' for the nearest of `known`, or '' where nothing is near."""
+def did_you_mean(word: object, known: Iterable[object]) -> str:
+    """'; did you mean X?' for the word in `known` that is most similar, or '' if none is similar."""
     near = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""

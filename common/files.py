@@ -1,4 +1,4 @@
-"""Files are written beside their target and renamed: a crash leaves the old one or the new one."""
+"""Atomic files: written beside their target, then renamed. After a crash either the old or the new file is there."""
 
 import contextlib
 import errno
@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 from common.errors import UserError
 
@@ -17,14 +19,14 @@ _CANNOT_WRITE = {
     errno.EROFS: "the folder is read-only; choose another folder",
     errno.EEXIST: "a file stands where a folder should be; choose another folder",
     errno.ENOTDIR: "a file stands where a folder should be; choose another folder",
-    errno.EISDIR: "it is a folder; choose the name of a file",
+    errno.EISDIR: "it is a folder; choose a file name",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }
 
 
 @contextlib.contextmanager
-def writing(path):
-    """Within this, what keeps a user from writing to `path` becomes a `UserError`."""
+def writing(path: str) -> Iterator[None]:
+    """Turn operating system errors that the user can correct, such as a full disk, into a `UserError` about `path`."""
     try:
         yield
     except OSError as failure:
@@ -33,11 +35,11 @@ def writing(path):
         raise
 
 
-def check_can_write(path):
-    """Find out before long work whether its result can be written; makes the folder.
+def check_can_write(path: str) -> None:
+    """Check before a long computation that its result can be written to `path`. Creates the folder.
 
     Raises:
-        UserError: the path is a folder's, or its folder cannot be written to.
+        UserError: the path is that of a folder, or its folder is not writable.
     """
     folder = os.path.dirname(os.path.abspath(path))
     with writing(path):
@@ -49,17 +51,17 @@ def check_can_write(path):
 
 
 @contextlib.contextmanager
-def atomic_path(path):
-    """Yield a temporary path in the target's folder; rename it to `path` on success, remove it on failure.
+def atomic_path(path: str) -> Iterator[str]:
+    """Yield a temporary path in the folder of `path`. Rename it to `path` on success, remove it on failure.
 
     Args:
-        path (str): the file to write. Its folder is made if it is not there.
+        path: the file to write. Its folder is created if it is missing.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written to.
+        UserError: the disk is full, or the folder is not writable.
     """
     path = os.path.abspath(path)
-    temporary = None
+    temporary: str | None = None
     try:
         with writing(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -67,7 +69,7 @@ def atomic_path(path):
             os.close(handle)
             umask = os.umask(0)
             os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private; a data set is for everybody
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp creates private files. Give the usual rights instead
             yield temporary
             os.replace(temporary, path)
             temporary = None
@@ -78,19 +80,19 @@ def atomic_path(path):
 
 
 @contextlib.contextmanager
-def staged_folder(folder):
-    """Yield a temporary folder within `folder`; on success its files are moved there, on failure they are removed.
+def staged_folder(folder: str) -> Iterator[str]:
+    """Yield a temporary folder inside `folder`. On success its files are moved to `folder`, on failure removed.
 
-    For files that belong together: a failure while they are written leaves all old ones as they were.
+    For files that belong together: a failure while they are written leaves all old files as they were.
 
     Args:
-        folder (str): is made if it is not there, with those above it; after a failure what was made and is empty goes.
+        folder: created if it is missing, with its parents. After a failure, created folders that are empty are removed.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written to.
+        UserError: the disk is full, or the folder is not writable.
     """
     folder = os.path.abspath(folder)
-    made, staging = _missing_folders(folder), None
+    created, staging = _missing_folders(folder), None
     try:
         with writing(folder):
             os.makedirs(folder, exist_ok=True)
@@ -102,12 +104,12 @@ def staged_folder(folder):
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
         with contextlib.suppress(OSError):
-            for each in made:  # only those that nothing has come into
-                os.rmdir(each)
+            for each in created:
+                os.rmdir(each)  # fails, and ends the loop, if the folder is not empty
 
 
-def _missing_folders(folder):
-    """The folder and those above it that are not there, the innermost first."""
+def _missing_folders(folder: str) -> list[str]:
+    """The folder and its parents, the innermost first, as far as they do not exist."""
     missing = []
     while not os.path.isdir(folder):
         missing.append(folder)
@@ -115,18 +117,18 @@ def _missing_folders(folder):
     return missing
 
 
-def write_json(path, content):
-    """Write `content` (plain data) to `path` as JSON."""
+def write_json(path: str, content: Any) -> None:
+    """Write `content`, plain data, to `path` as JSON."""
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
 
-def read_json(path):
+def read_json(path: str) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: the file is missing or is no JSON.
+        UserError: the file is missing or is not JSON.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -137,7 +139,7 @@ def read_json(path):
         raise UserError(f"{path}: is no JSON file ({error}); remove it or write it again") from None
 
 
-def file_sha256(path):
+def file_sha256(path: str) -> str:
     """The SHA-256 of a file, as a hex string."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The processes of a distributed run, and joining tensors over them with gradients."""
+"""The processes of a distributed run: starting, talking to each other, and joining tensors with their gradients."""
 
 import contextlib
 import datetime
@@ -6,44 +6,50 @@ import os
 import signal
 import time
 import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from common.errors import UserError
 
-PATIENCE = datetime.timedelta(hours=2)  # of a process with the others: one may evaluate or read alone for long
-PREEMPTED = 75  # exit code of a run that was told to stop and can go on (EX_TEMPFAIL of sysexits.h)
+TIMEOUT = datetime.timedelta(hours=2)  # long, since one process may evaluate or read files while the others wait
+PREEMPTED = 75  # exit code of a run that was stopped and can be resumed (EX_TEMPFAIL of sysexits.h)
 
 
-def rank():
-    """This process's number, 0 for a single one."""
+def rank() -> int:
+    """The number of this process, from 0. Without a process group 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world_size():
-    """How many processes there are."""
+def world_size() -> int:
+    """The number of processes. Without a process group 1."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_main():
-    """Whether this process writes, logs and shows progress."""
+def is_main() -> bool:
+    """Whether this is process 0, the one that writes, logs and shows progress."""
     return rank() == 0
 
 
 @contextlib.contextmanager
-def process_group(device=None, timeout=PATIENCE):
-    """Be one of the processes that torchrun, or `ddp_pretrain.py`, has started while the block runs; else do nothing.
+def process_group(device: torch.device | None = None, timeout: datetime.timedelta = TIMEOUT) -> Iterator[float | None]:
+    """Join the process group for the duration of the block. Without torchrun this does nothing.
 
-    Where torchrun has started them before, which it does when one fails or joins, yields when it first did, in seconds
-    since 1970; else None. After a failure the group is left as it is: taking leave would wait for the others.
+    `ddp_pretrain.py` starts processes as torchrun does. If the block raises, the group is not destroyed, because that
+    would wait for the other processes.
 
     Args:
-        device (torch.device or None): of this process; on GPUs they talk over NCCL, else over gloo.
-        timeout (datetime.timedelta): how long a process waits for the others.
+        device: the device of this process. GPUs communicate over NCCL, CPUs over gloo.
+        timeout: how long a process waits for the others.
+
+    Yields:
+        None, or after a restart the time of the first start, in seconds since 1970. torchrun restarts the processes
+        when one of them fails or a node joins.
 
     Raises:
-        UserError: more processes than GPUs.
+        UserError: there are more processes than GPUs.
     """
     if "LOCAL_RANK" not in os.environ:
         yield None
@@ -59,18 +65,25 @@ def process_group(device=None, timeout=PATIENCE):
     start = _agree_on_start(store, number, count, timeout)
     own_store = dist.PrefixStore(f"start {start}", store)
     dist.init_process_group(backend, timeout=timeout, store=own_store, rank=number, world_size=count)
-    again = start > 1 or any(gather_objects(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"))
-    yield float(store.get("first start")) if again else None
+    restarted = start > 1 or any(gather_objects(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"))
+    yield float(store.get("first start")) if restarted else None
     dist.destroy_process_group()
 
 
-def _agree_on_start(store, number, count, timeout):
-    """The number of this start, from 1 on, the same in all its processes, so that they use a part of the store that is
-    theirs alone.
+def _agree_on_start(store: dist.Store, number: int, count: int, timeout: datetime.timedelta) -> int:
+    """Agree with the other processes on the number of this start, from 1. Each start uses its own part of the store.
 
-    torchrun keeps its store when it starts the processes again, with the addresses of those that are gone, and counts
-    the restarts on each node by itself. So the first process counts, and answers each other's question; an answer
-    belongs to a question that no earlier process has asked.
+    After a restart torchrun keeps its store, in which the addresses of the ended processes remain, and each node counts
+    its restarts on its own. So process 0 counts the starts, and every other process asks it. A question has a random
+    name, so that no process can get the answer to the question of an earlier process.
+
+    Args:
+        store: shared by all processes.
+        number, count: this process and the number of processes.
+        timeout: how long to wait for the other processes.
+
+    Raises:
+        TimeoutError: a process did not ask in time.
     """
     if number:
         question = uuid.uuid4().hex
@@ -83,19 +96,19 @@ def _agree_on_start(store, number, count, timeout):
     store.compare_set("first start", "", str(time.time()))
     end = time.monotonic() + timeout.total_seconds()
     while waiting:
-        for other in sorted(waiting):
-            if store.check([f"known {start} {other}"]):
-                waiting.remove(other)
-            elif store.check([f"question {other}"]):
-                store.set(f"answer {store.get(f'question {other}').decode()}", str(start))
+        for process in sorted(waiting):
+            if store.check([f"known {start} {process}"]):
+                waiting.remove(process)
+            elif store.check([f"question {process}"]):
+                store.set(f"answer {store.get(f'question {process}').decode()}", str(start))
         if time.monotonic() > end:
             raise TimeoutError(f"processes {', '.join(map(str, sorted(waiting)))} of {count} did not come")
         time.sleep(0.02)
     return start
 
 
-def any_process(flag, device):
-    """Whether `flag` is true in any process: bool, the same in all. They talk on `device`."""
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is true in any process. All processes must call this. They communicate on `device`."""
     if not dist.is_initialized():
         return bool(flag)
     found = torch.tensor(int(flag), device=device)
@@ -103,47 +116,50 @@ def any_process(flag, device):
     return bool(found)
 
 
-def from_main(value):
-    """What the main process has, anything that can be pickled."""
+def from_main(value: Any) -> Any:
+    """The value of process 0, in every process. It must be picklable."""
     values = [value]
     if dist.is_initialized():
         dist.broadcast_object_list(values)
     return values[0]
 
 
-def broadcast(tensors):
-    """Give all processes the main one's tensors, in place."""
+def broadcast(tensors: Iterable[torch.Tensor]) -> None:
+    """Overwrite the tensors of every process, in place, with those of process 0."""
     if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
 class Preemption:
-    """Notes in its block that a scheduler wants this process to stop (SIGTERM), so that all can stop at one place."""
+    """Within its block, remembers that a scheduler has told this process to stop (SIGTERM).
 
-    def __init__(self):
-        self._told = False
+    The processes can then stop together, at the same place. Outside the main thread Python receives no signals, and the
+    block does nothing.
+    """
 
-    def __enter__(self):
-        # Python takes signals in its main thread only; elsewhere there is nothing to note
-        with contextlib.suppress(ValueError):
-            self._before = signal.signal(signal.SIGTERM, self._note)
+    def __init__(self) -> None:
+        self._received = False
+
+    def __enter__(self) -> "Preemption":
+        with contextlib.suppress(ValueError):  # not in the main thread
+            self._previous_handler = signal.signal(signal.SIGTERM, self._receive)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         with contextlib.suppress(ValueError, AttributeError):
-            signal.signal(signal.SIGTERM, self._before)
+            signal.signal(signal.SIGTERM, self._previous_handler)
 
-    def _note(self, number, frame):
-        self._told = True
+    def _receive(self, number: int, frame: object) -> None:
+        self._received = True
 
-    def asked(self, device):
-        """Whether any process has been told; all processes call it, and get the same answer."""
-        return any_process(self._told, device)
+    def requested(self, device: torch.device) -> bool:
+        """Whether any process has received the signal. All processes must call this. They get the same answer."""
+        return any_process(self._received, device)
 
 
-def gather_objects(value):
-    """`value`, anything that can be pickled, of every process, in the order of their ranks. Returns list."""
+def gather_objects(value: Any) -> list:
+    """The values of all processes, ordered by rank. They must be picklable."""
     if not dist.is_initialized():
         return [value]
     values = [None] * world_size()
@@ -151,36 +167,37 @@ def gather_objects(value):
     return values
 
 
-def gather(*tensors):
-    """Join tensors over all processes along their first dimension, which may differ between processes.
+def gather(*tensors: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], int, int]:
+    """Concatenate tensors over all processes along their first dimension. It may differ between processes.
 
     Args:
-        tensors: float or integer, all with the same first dimension; float ones keep their gradients.
+        tensors: float or integer [n, ...], with the same n. Gradients flow back to the float tensors.
 
     Returns:
-        (tuple of tensors, first row of ours, number of processes): as `layers.losses.keep_local` for one process.
+        The concatenated tensors, the first row of this process in them, and the number of processes. This is what
+        `layers.losses.keep_local` returns for one process.
     """
     sizes = [torch.zeros(1, dtype=torch.int64, device=tensors[0].device) for _ in range(world_size())]
     dist.all_gather(sizes, torch.tensor([len(tensors[0])], device=tensors[0].device))
-    sizes = [int(size) for size in sizes]
-    return tuple(_Gather.apply(tensor, sizes) for tensor in tensors), sum(sizes[: rank()]), world_size()
+    lengths = [int(size) for size in sizes]
+    return tuple(_Gather.apply(tensor, lengths) for tensor in tensors), sum(lengths[: rank()]), world_size()
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather of uneven parts; a part's gradient is the sum of what all processes say about it."""
+    """All-gather of parts of different lengths. The gradient of a part is the sum of its gradients in all processes."""
 
     @staticmethod
-    def forward(ctx, tensor, sizes):
-        ctx.sizes = sizes
-        padded = tensor.new_zeros((max(sizes), *tensor.shape[1:]))
+    def forward(ctx, tensor, lengths):
+        ctx.lengths = lengths
+        padded = tensor.new_zeros((max(lengths), *tensor.shape[1:]))
         padded[: len(tensor)] = tensor
-        parts = [torch.empty_like(padded) for _ in sizes]
+        parts = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
     @staticmethod
     def backward(ctx, gradient):
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
-        start = sum(ctx.sizes[: rank()])
-        return gradient[start : start + ctx.sizes[rank()]], None
+        start = sum(ctx.lengths[: rank()])
+        return gradient[start : start + ctx.lengths[rank()]], None

@@ -1,7 +1,8 @@
-"""The multi-domain data set: sequences, item features, augmentation, batches.
+"""The data set that a model is trained on: sequences, item features, augmentation, batches.
 
-Legend of the shapes: R rows of a file, S sequences, T items of all sequences, P predictions, N items of the
-catalogue, U distinct items, D text-feature width, L sequence length.
+Letters in the shapes: R rows of a file, S sequences, T items of all sequences, G segments (stretches of sequences that
+are encoded in one pass), P predictions, N items of the catalogue, U distinct items, D width of the text features, L
+length.
 """
 
 from data.batches import SequenceBatches

@@ -1,34 +1,42 @@
-"""The two augmentations of pre-training (paper, section 2.2.2), drawn for each sequence by itself."""
+"""The two augmentations of pre-training: item drop and word drop (paper, section 2.2.2)."""
 
 import numpy as np
 
 
-def augment(items, scored, n_items, generator, item_drop_ratio, item_drop_coefficient):
-    """A second view of some sequences: either items are dropped, or their texts lose words.
+def augment(
+    items: np.ndarray,
+    scored: np.ndarray,
+    n_items: int,
+    generator: np.random.Generator,
+    item_drop_ratio: float,
+    item_drop_coefficient: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Make the second view of a batch of sequences. Each sequence is augmented independently of the others.
 
-    Dropped items go and the kept ones close ranks; the first always stays. The view of a prefix is the state at its
-    last kept item.
+    Item drop removes items from the sequence and moves the remaining ones to the left. The first item is never removed.
+    Word drop replaces items by the same items with a shortened text.
 
     Args:
-        items (int64 [S, L]): ids, left-aligned, padded with 0.
-        scored (int64 [P]): flat positions in `items`.
-        n_items (int): id + n_items stands for the same item with a shortened text.
-        generator (numpy.random.Generator): drawn from.
-        item_drop_ratio (float): the share of items dropped, or given a shortened text.
-        item_drop_coefficient (float): the probability that a sequence drops items rather than words.
+        items: int64 [S, L], item ids, left-aligned, padded with 0.
+        scored: int64 [P], flat positions in `items`.
+        n_items: the id of an item with a shortened text is its own id + `n_items`.
+        generator: the source of all random numbers.
+        item_drop_ratio: the probability with which an item is removed, or gets a shortened text.
+        item_drop_coefficient: the probability that a sequence is augmented by item drop. Otherwise it is by word drop.
 
     Returns:
-        (items, scored): the view, shaped like the arguments.
+        The augmented items, int64 [S, L], and the scored positions in them, int64 [P]. The position of a prediction is
+        that of the last item before its target that was not removed.
     """
-    drops_items = generator.random(len(items)) < item_drop_coefficient
-    chance = generator.random(items.shape)
+    uses_item_drop = generator.random(len(items)) < item_drop_coefficient
+    selected = generator.random(items.shape) < item_drop_ratio
     real = items > 0
-    keep = real & ~(drops_items[:, None] & (chance < item_drop_ratio))
+    keep = real & ~(uses_item_drop[:, None] & selected)
     keep[:, 0] = real[:, 0]
-    shortened = np.where(~drops_items[:, None] & (chance < item_drop_ratio) & real, items + n_items, items)
-    place = np.cumsum(keep, axis=1) - 1  # of an item among the kept; of a dropped one, the last kept before it
+    shortened = np.where(~uses_item_drop[:, None] & selected & real, items + n_items, items)
+    new_column = np.cumsum(keep, axis=1) - 1  # of a removed item: the column of the last kept item before it
     view = np.zeros_like(items)
     row, column = np.nonzero(keep)
-    view[row, place[row, column]] = shortened[row, column]
-    width = items.shape[1]
-    return view, scored // width * width + place.ravel()[scored]
+    view[row, new_column[row, column]] = shortened[row, column]
+    length = items.shape[1]
+    return view, scored // length * length + new_column.ravel()[scored]

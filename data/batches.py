@@ -1,228 +1,262 @@
-"""Batches of sequences: once encoded, a history serves several predictions.
+"""Batches of sequences, in which one encoded history serves several predictions.
 
-A batch holds integers only: item ids, which positions are scored, their targets. It knows no features.
+A batch holds integers only: item ids, scored positions, targets. Features are looked up by the model.
 """
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from data.augment import augment
-from data.sequences import places_within
+from data.sequences import Sequences, concatenated_ranges
 
-# Sequences of a batch are padded to the longest of their bucket. Only attention goes bucket by bucket: many are cheap.
-_BUCKETS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 50)
+# Upper bounds of the lengths of a bucket. The sequences of a bucket are padded to the longest of them. Only attention
+# is computed bucket by bucket, so many buckets are cheap.
+_BUCKET_LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 50)
 
 
 @dataclasses.dataclass
 class SequenceBatch:
-    """What the model learns from in one step.
+    """The input of one training step.
 
     Attributes:
-        items (list of int64 [S_b, L_b]): item ids by bucket, left-aligned, padded with 0 on the right.
-        scored (list of int64 [P_b]): which of a bucket's S_b * L_b positions are scored.
-        targets (int64 [P]): the item that follows each scored position, buckets one after another.
-        weights (float32 [P] or None): how often each prediction counts; None where all count once.
-        users (int64 [P]): the user that a prediction belongs to, by number.
-        augmented_items, augmented_scored: the second view of pre-training, in the same order; None in fine-tuning.
+        items: per bucket, int64 [S_b, L_b]: item ids, left-aligned, padded with 0 on the right.
+        scored: per bucket, int64 [P_b]: which of the S_b * L_b positions are scored, ascending.
+        targets: int64 [P], the item that follows each scored position, bucket after bucket.
+        weights: float32 [P], how often each prediction counts. None if each counts once.
+        users: int64 [P], the number of the user of each prediction.
+        augmented_items: the second view of `items` in pre-training, same order and shapes. None in fine-tuning.
+        augmented_scored: the scored positions in `augmented_items`, same order and shapes as `scored`.
     """
 
-    items: list
-    scored: list
+    items: list[torch.Tensor]
+    scored: list[torch.Tensor]
     targets: torch.Tensor
     weights: torch.Tensor | None
     users: torch.Tensor
-    augmented_items: list | None = None
-    augmented_scored: list | None = None
+    augmented_items: list[torch.Tensor] | None = None
+    augmented_scored: list[torch.Tensor] | None = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.targets)
 
-    def to(self, device):
-        """The same batch on another device."""
-        moved = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                moved[field.name] = [tensor.to(device, non_blocking=True) for tensor in value]
-            else:
-                moved[field.name] = None if value is None else value.to(device, non_blocking=True)
-        return SequenceBatch(**moved)
+    def to(self, device: torch.device | str) -> "SequenceBatch":
+        """Copy the batch to a device."""
 
-    def split(self, count):
-        """Cut the batch, between rows, into at most so many parts of about equal work, in order. Returns a list."""
-        rows = [len(items) for items in self.items]
-        work = np.cumsum(np.repeat([items.size(1) for items in self.items], rows))
-        cuts = np.searchsorted(work, work[-1] * np.arange(1, count) / count) + 1
-        bounds = np.unique(np.minimum([0, *cuts, len(work)], len(work))).tolist()
+        def move(value):
+            if isinstance(value, list):
+                return [move(tensor) for tensor in value]
+            return None if value is None else value.to(device, non_blocking=True)
+
+        return SequenceBatch(*(move(getattr(self, field.name)) for field in dataclasses.fields(self)))
+
+    def split(self, count: int) -> list["SequenceBatch"]:
+        """Split the batch, between rows and in order, into at most `count` parts with about equally many positions."""
+        row_lengths = np.repeat([items.size(1) for items in self.items], [len(items) for items in self.items])
+        positions = np.cumsum(row_lengths)
+        cuts = np.searchsorted(positions, positions[-1] * np.arange(1, count) / count) + 1
+        bounds = np.unique(np.minimum([0, *cuts, len(positions)], len(positions))).tolist()
         return [self._rows(start, stop) for start, stop in itertools.pairwise(bounds)]
 
-    def _rows(self, start, stop):
-        """The rows start..stop, counted over all buckets."""
-        parts, before, done = {"items": [], "scored": [], "augmented_items": [], "augmented_scored": []}, 0, 0
-        chosen = []  # predictions
+    def _rows(self, start: int, stop: int) -> "SequenceBatch":
+        """The rows from `start` to `stop`, counted over all buckets."""
+        columns: dict[str, list] = {"items": [], "scored": [], "augmented_items": [], "augmented_scored": []}
+        rows_before = predictions_before = 0
+        predictions = []  # slices of the columns with one entry per prediction
         for bucket, items in enumerate(self.items):
-            low, high = max(0, start - before), min(len(items), stop - before)
+            low, high = max(0, start - rows_before), min(len(items), stop - rows_before)
             edges = torch.tensor([low, high]) * items.size(1)
             first, last = torch.searchsorted(self.scored[bucket], edges).tolist()
             if low < high:
-                parts["items"].append(items[low:high])
-                parts["scored"].append(self.scored[bucket][first:last] - low * items.size(1))
-                chosen.append(slice(done + first, done + last))
-                if self.augmented_items:
-                    view = self.augmented_items[bucket]
-                    parts["augmented_items"].append(view[low:high])
-                    parts["augmented_scored"].append(self.augmented_scored[bucket][first:last] - low * view.size(1))
-            before, done = before + len(items), done + len(self.scored[bucket])
+                shift = low * items.size(1)
+                columns["items"].append(items[low:high])
+                columns["scored"].append(self.scored[bucket][first:last] - shift)
+                predictions.append(slice(predictions_before + first, predictions_before + last))
+                if self.augmented_items and self.augmented_scored:
+                    columns["augmented_items"].append(self.augmented_items[bucket][low:high])
+                    columns["augmented_scored"].append(self.augmented_scored[bucket][first:last] - shift)
+            rows_before += len(items)
+            predictions_before += len(self.scored[bucket])
+
+        def select(column: torch.Tensor) -> torch.Tensor:
+            return torch.cat([column[part] for part in predictions])
+
         return SequenceBatch(
-            parts["items"],
-            parts["scored"],
-            *(
-                None if column is None else torch.cat([column[part] for part in chosen])
-                for column in (self.targets, self.weights, self.users)
-            ),
-            parts["augmented_items"] or None,
-            parts["augmented_scored"] or None,
+            columns["items"],
+            columns["scored"],
+            select(self.targets),
+            None if self.weights is None else select(self.weights),
+            select(self.users),
+            columns["augmented_items"] or None,
+            columns["augmented_scored"] or None,
         )
 
 
+@dataclasses.dataclass
+class Segments:
+    """Stretches of sequences, each of which is encoded in one pass.
+
+    Attributes:
+        starts, ends: int [G], segment g encodes `items[starts[g]:ends[g]]`.
+        first_targets: int [G], segment g predicts those of `items[first_targets[g]:ends[g] + 1]` that have a weight.
+        sequences: int [G], the sequence that a segment belongs to.
+        predictions: int [G], how many predictions a segment makes, at least 1.
+    """
+
+    starts: np.ndarray
+    ends: np.ndarray
+    first_targets: np.ndarray
+    sequences: np.ndarray
+    predictions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+def cut_segments(sequences: Sequences, max_history: int, predictions_per_row: int) -> Segments:
+    """Cut sequences into segments with at most `max_history` items and `predictions_per_row` predictions.
+
+    Segments overlap where a sequence is longer than `max_history`. Segments without a prediction are left out.
+    """
+    predictions_per_row = min(predictions_per_row, max_history)  # a segment predicts only what follows its own items
+    begin, stop = sequences.offsets[:-1], sequences.offsets[1:]
+    counts = -(-(stop - begin - 1) // predictions_per_row)
+    sequence = np.repeat(np.arange(len(sequences)), counts)
+    first_targets = begin[sequence] + 1 + concatenated_ranges(counts) * predictions_per_row
+    ends = np.minimum(first_targets + predictions_per_row, stop[sequence]) - 1
+    starts = np.maximum(begin[sequence], ends - max_history)
+    targets_before = np.concatenate([[0], np.cumsum(sequences.weights > 0)])
+    predictions = targets_before[ends + 1] - targets_before[first_targets]
+    kept = predictions > 0
+    # 32 bits where they suffice: each process holds these arrays
+    small = np.int32 if len(sequences.items) < 1 << 31 else np.int64
+    columns = (starts, ends, first_targets, sequence, predictions)
+    return Segments(*(column[kept].astype(small) for column in columns))
+
+
 class SequenceBatches:
-    """Iterates over an epoch's batches in an order that seed and epoch fix.
+    """The batches of an epoch, in an order that the seed and the number of the epoch determine.
 
     Args:
-        sequences (Sequences): what to learn.
-        batch_size (int): predictions per batch, over all processes; batches come within a sequence of it.
-        window (int): items of history that a prediction may see.
-        predictions_per_row (int): the most successive predictions that share one encoded history. 1 gives each
-            prediction a row of its own, as the published code does. The causal encoder computes the same states either
-            way, except where a history is longer than the window. There a prediction sees at least its newest
-            window - predictions_per_row + 1 items.
-        seed (int): of the order and the augmentation.
-        augment_ratios (dict or None): `item_drop_ratio` and `item_drop_coefficient` of a second,
-            augmented view of each sequence.
-        n_items (int): the catalogue's size, which the ids of shortened texts are above.
-        rank, world_size (int): each process takes every world_size-th sequence of the global batch.
+        sequences: what to learn from.
+        batch_size: predictions per batch, over all processes. The size of a batch differs from it by less than the
+            predictions of one segment.
+        max_history: the most history items that a prediction sees.
+        predictions_per_row: the most successive predictions that share one encoded history. 1 encodes a history for
+            each prediction, as the published code does. The causal encoder computes the same states either way, except
+            where a history is longer than `max_history`. There a prediction sees at least its newest
+            `max_history - predictions_per_row + 1` items.
+        seed: of the order and the augmentation.
+        augment_ratios: `item_drop_ratio` and `item_drop_coefficient` of the second, augmented view. None: no second
+            view.
+        n_items: the size of the catalogue. The id of an item with a shortened text is its own id + `n_items`.
+        rank, world_size: this process and the number of processes. Each takes every `world_size`-th segment of a batch.
+        shuffle: whether the order is random.
     """
 
     def __init__(
         self,
-        sequences,
-        batch_size,
-        window,
-        predictions_per_row,
-        seed=2020,
-        augment_ratios=None,
-        n_items=0,
-        rank=0,
-        world_size=1,
-        shuffle=True,
+        sequences: Sequences,
+        batch_size: int,
+        max_history: int,
+        predictions_per_row: int,
+        seed: int = 2020,
+        augment_ratios: dict[str, float] | None = None,
+        n_items: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
     ):
         self.sequences, self.batch_size, self.seed = sequences, batch_size, seed
         self.augment_ratios, self.n_items = augment_ratios, n_items
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
-        windows = cut_windows(sequences, window, predictions_per_row)
-        predictions = _predictions(sequences, windows[2], windows[1])
-        small = np.int32 if len(sequences.items) < 1 << 31 else np.int64  # each process holds these
-        self.starts, self.ends, self.firsts, self.sequence_of = (column.astype(small) for column in windows)
-        self.predictions = predictions.astype(small)
-        self.weighted = bool((sequences.weights > 1).any())
-        self.epoch = self.first = 0
+        self.segments = cut_segments(sequences, max_history, predictions_per_row)
+        self._has_weights = bool((sequences.weights > 1).any())
+        self._epoch = self._first_batch = 0
 
-    def __len__(self):
-        # a stretch that is read at once is never split, so there are no more batches than those
-        return min(max(1, round(int(self.predictions.sum()) / self.batch_size)), len(self.starts))
+    def __len__(self) -> int:
+        # a segment is never split, so there are at most as many batches as segments
+        return min(max(1, round(int(self.segments.predictions.sum()) / self.batch_size)), len(self.segments))
 
-    def set_epoch(self, epoch):
-        """Choose the epoch (from 0 on) that the next iteration goes through."""
-        self.epoch, self.first = epoch, 0
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, counted from 0, whose batches the next iteration yields."""
+        self._epoch, self._first_batch = epoch, 0
 
-    def skip(self, count):
-        """Leave out the first batches of the next iteration, which a stopped training has behind it."""
-        self.first = count
+    def skip(self, count: int) -> None:
+        """Leave out the first `count` batches of the next iteration. Used to resume within an epoch."""
+        self._first_batch = count
 
-    def __iter__(self):
-        generator = np.random.default_rng([self.seed, self.epoch])
-        order = np.arange(len(self.starts), dtype=self.starts.dtype)
+    def __iter__(self) -> Iterator[SequenceBatch]:
+        order = np.arange(len(self.segments), dtype=self.segments.starts.dtype)
         if self.shuffle:
-            generator.shuffle(order)
-        done = np.cumsum(self.predictions[order], dtype=np.int64)
-        numbers = np.arange(1, len(self))
-        cuts = np.searchsorted(done, done[-1] * numbers / len(self))
-        # no batch is empty, not even where one sequence has more predictions than a batch
-        cuts = np.maximum.accumulate(np.maximum(cuts - numbers, 0)) + numbers
-        cuts = np.minimum(cuts, len(order) - len(self) + numbers)
-        del done
-        for number, part in enumerate(np.split(order, cuts)[self.first :], start=self.first):
-            # the augmentation has a generator of its own for each rank, so no two sequences share a draw
-            own = np.random.default_rng([self.seed, self.epoch, number, self.rank, 1])
-            mine = part[self.rank :: self.world_size]
-            # a process that gets nothing of a small batch encodes a sequence without scoring it: all must take part
-            yield self.make(mine, own) if len(mine) else self.make(part[:1], own, mute=True)
+            np.random.default_rng([self.seed, self._epoch]).shuffle(order)
+        parts = np.split(order, self._cuts(order))
+        for number, part in enumerate(parts[self._first_batch :], start=self._first_batch):
+            # each rank draws from a generator of its own, so that no two sequences share random numbers
+            generator = np.random.default_rng([self.seed, self._epoch, number, self.rank, 1])
+            own = part[self.rank :: self.world_size]
+            # Every process must take part in every step. If a small batch leaves nothing for this one, it encodes a
+            # segment without scoring it.
+            yield self.make_batch(own, generator) if len(own) else self.make_batch(part[:1], generator, scored=False)
 
-    def make(self, windows, generator=None, mute=False):
-        """Build the batch of some windows; with `mute`, none of its positions is scored. Returns SequenceBatch."""
-        lengths = self.ends[windows] - self.starts[windows]
+    def _cuts(self, order: np.ndarray) -> np.ndarray:
+        """Where to cut the shuffled segments into batches of about equally many predictions. No batch is empty."""
+        predictions = np.cumsum(self.segments.predictions[order], dtype=np.int64)
+        numbers = np.arange(1, len(self))
+        cuts = np.searchsorted(predictions, predictions[-1] * numbers / len(self))
+        cuts = np.maximum.accumulate(np.maximum(cuts - numbers, 0)) + numbers
+        return np.minimum(cuts, len(order) - len(self) + numbers)
+
+    def make_batch(
+        self, segments: np.ndarray, generator: np.random.Generator | None = None, scored: bool = True
+    ) -> SequenceBatch:
+        """Build the batch of some segments.
+
+        Args:
+            segments: int [G], the numbers of the segments.
+            generator: for the augmentation.
+            scored: if False, the segments are encoded without any prediction.
+        """
+        lengths = self.segments.ends[segments] - self.segments.starts[segments]
         by_length = np.argsort(lengths, kind="stable")
-        windows, lengths = windows[by_length], lengths[by_length]
-        cuts = np.unique(np.searchsorted(lengths, _BUCKETS[:-1], side="right"))
-        parts = [self._bucket(bucket, generator, mute) for bucket in np.split(windows, cuts) if len(bucket)]
-        columns = {name: [torch.from_numpy(part[name]) for part in parts] for name in parts[0]}
+        segments, lengths = segments[by_length], lengths[by_length]
+        cuts = np.unique(np.searchsorted(lengths, _BUCKET_LENGTHS[:-1], side="right"))
+        buckets = [self._bucket(part, generator, scored) for part in np.split(segments, cuts) if len(part)]
+        columns = {name: [torch.from_numpy(bucket[name]) for bucket in buckets] for name in buckets[0]}
         return SequenceBatch(
             columns["items"],
             columns["scored"],
             torch.cat(columns["targets"]),
-            torch.cat(columns["weights"]).float() if self.weighted else None,
+            torch.cat(columns["weights"]).float() if self._has_weights else None,
             torch.cat(columns["users"]),
             columns["augmented_items"] if self.augment_ratios else None,
             columns["augmented_scored"] if self.augment_ratios else None,
         )
 
-    def _bucket(self, windows, generator, mute):
-        """The arrays of some windows of similar length."""
+    def _bucket(self, segments: np.ndarray, generator: np.random.Generator | None, scored: bool) -> dict:
+        """The arrays of some segments of similar length."""
         items, weights = self.sequences.items, self.sequences.weights
-        starts, ends = self.starts[windows, None], self.ends[windows, None]
-        target = starts + 1 + np.arange(int((ends - starts).max()))  # [S, L], the flat index of each position's target
+        starts, ends = self.segments.starts[segments, None], self.segments.ends[segments, None]
+        target = starts + 1 + np.arange(int((ends - starts).max()))  # [S, L]: index of the target of each position
         inside = target <= ends
         ids = np.where(inside, items[np.where(inside, target - 1, 0)], 0).astype(np.int64)
-        wanted = inside & (target >= self.firsts[windows, None]) & (not mute)
-        wanted[wanted] = weights[target[wanted]] > 0
-        scored = np.flatnonzero(wanted)
-        chosen = target[wanted]
-        part = {
+        is_scored = inside & (target >= self.segments.first_targets[segments, None]) & scored
+        is_scored[is_scored] = weights[target[is_scored]] > 0
+        positions = np.flatnonzero(is_scored)
+        targets = target[is_scored]
+        columns = {
             "items": ids,
-            "scored": scored,
-            "targets": items[chosen].astype(np.int64),
-            "weights": weights[chosen].astype(np.int64),
-            "users": self.sequences.users[self.sequence_of[windows]][scored // ids.shape[1]],
+            "scored": positions,
+            "targets": items[targets].astype(np.int64),
+            "weights": weights[targets].astype(np.int64),
+            "users": self.sequences.users[self.segments.sequences[segments]][positions // ids.shape[1]],
         }
         if self.augment_ratios:
-            part["augmented_items"], part["augmented_scored"] = augment(
-                ids, scored, self.n_items, generator, **self.augment_ratios
+            assert generator is not None, "augmentation needs a generator"
+            columns["augmented_items"], columns["augmented_scored"] = augment(
+                ids, positions, self.n_items, generator, **self.augment_ratios
             )
-        return part
-
-
-def cut_windows(sequences, window, predictions_per_row):
-    """Cut sequences into what one pass of the encoder reads.
-
-    Returns:
-        starts, ends, firsts, sequence_of (int64 [W]): a window reads `items[start:end]` and predicts those of
-        `items[first:end + 1]` that have a weight, each from what stands before it; its sequence.
-    """
-    predictions_per_row = min(predictions_per_row, window)  # a window predicts only what follows its own items
-    begin, stop = sequences.offsets[:-1], sequences.offsets[1:]
-    counts = -(-(stop - begin - 1) // predictions_per_row)
-    sequence_of = np.repeat(np.arange(len(sequences)), counts)
-    firsts = begin[sequence_of] + 1 + places_within(counts) * predictions_per_row
-    ends = np.minimum(firsts + predictions_per_row, stop[sequence_of]) - 1
-    starts = np.maximum(begin[sequence_of], ends - window)
-    useful = _predictions(sequences, firsts, ends) > 0
-    return starts[useful], ends[useful], firsts[useful], sequence_of[useful]
-
-
-def _predictions(sequences, firsts, ends):
-    """How many positions of `items[first:end + 1]` are to be predicted, int64 [W]."""
-    running = np.concatenate([[0], np.cumsum(sequences.weights > 0)])
-    return running[ends + 1] - running[firsts]
+        return columns

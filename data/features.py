@@ -1,7 +1,8 @@
-"""Text features of the catalogue: memory-mapped files, read where they are needed, never copied whole."""
+"""Text features of the catalogue: memory-mapped files that are read where needed and never copied as a whole."""
 
 import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,68 +14,78 @@ from common.files import read_json
 class ItemFeatures:
     """The feature vectors of a catalogue of N items, which may come from several domains.
 
-    Item id i (1..N) has the vector made from its whole text (`feat1*`); id N + i the one made from its text with some
-    words dropped (`feat2*`), where such files were given. Id 0, padding, has none.
+    Item id i (1..N) has the vector of its whole text (`feat1*`). Id N + i is the same item with the vector of its
+    shortened text (`feat2*`), if such files are given. Id 0, padding, has no vector.
 
     Args:
-        paths (list of str): one file a domain, raw numbers, row = item index within the domain.
-        counts (list of int): items of each domain.
-        width (int): numbers per vector, D.
-        dtype (str): `float32` or `float16`.
-        augmented_paths (list of str): the same for `feat2*`; empty if not needed.
+        paths: one file per domain, raw numbers, one row per item, ordered by item index.
+        counts: the number of items of each domain.
+        width: D, numbers per vector.
+        dtype: `float32` or `float16`.
+        augmented_paths: the same for `feat2*`. Empty if not needed.
 
     Attributes:
-        description (dict): what made the vectors as far as known: `encoder`, `pooling`, `normalised`, `width`.
-        source (str): the first file, for messages.
+        description: what made the vectors, as far as it is known: `encoder`, `pooling`, `normalised`, `width`.
+        source: the first file, for messages.
     """
 
-    def __init__(self, paths, counts, width, dtype="float32", augmented_paths=()):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        counts: Sequence[int],
+        width: int,
+        dtype: str = "float32",
+        augmented_paths: Sequence[str] = (),
+    ):
         self.width = width
         self.n_items = sum(counts)
         self.augmented = bool(augmented_paths)
-        every = list(paths) + list(augmented_paths)
+        self._paths = list(paths)
+        all_paths = [*paths, *augmented_paths]
         sizes = list(counts) * (2 if self.augmented else 1)
         self.source = paths[0]
         self.description = made_by(paths[0]) | {"width": width}
-        self._maps = [np.memmap(path, dtype, "r", shape=(n, width)) for path, n in zip(every, sizes, strict=True)]
-        self._starts = np.cumsum([1] + sizes)
+        self._maps = [
+            np.memmap(path, dtype, "r", shape=(size, width)) for path, size in zip(all_paths, sizes, strict=True)
+        ]
+        self._starts = np.cumsum([1, *sizes])  # the first id of each file
 
-    def lookup(self, ids):
-        """Fetch vectors.
+    def lookup(self, ids: torch.Tensor) -> torch.Tensor:
+        """Read vectors.
 
         Args:
-            ids (int64 tensor [U]): 1..N, or to 2N where augmented features were given.
+            ids: int64 [U], from 1 to N, or to 2N if there are augmented features.
 
         Returns:
-            float32 tensor [U, D] on the device of `ids`.
+            float32 [U, D] on the device of `ids`.
         """
         wanted = ids.cpu().numpy()
-        domain = np.searchsorted(self._starts, wanted, side="right") - 1
         assert wanted.min(initial=1) >= 1 and wanted.max(initial=1) < self._starts[-1], "an id outside the catalogue"
+        file = np.searchsorted(self._starts, wanted, side="right") - 1
         vectors = np.empty((len(wanted), self.width), np.float32)
-        for number in np.unique(domain):
-            here = domain == number
+        for number in np.unique(file):
+            here = file == number
             vectors[here] = self._maps[number][wanted[here] - self._starts[number]]
         return torch.from_numpy(vectors).to(ids.device)
 
-    def table(self):
-        """All N vectors of the whole texts, [N, D]: for one domain the mapped file itself, no copy."""
-        maps = self._maps[: len(self._maps) // (2 if self.augmented else 1)]
-        # copy-on-write: torch wants memory that could be written to; the files stay as they are
-        tables = [torch.from_numpy(np.memmap(m.filename, m.dtype, "c", shape=m.shape)) for m in maps]
+    def table(self) -> torch.Tensor:
+        """The vectors of all N whole texts, [N, D]. With one domain this is the mapped file itself, without a copy."""
+        # Mode "c" (copy-on-write): torch requires writable memory, but the files must not change.
+        tables = [
+            torch.from_numpy(np.memmap(path, mapped.dtype, "c", shape=mapped.shape))
+            for path, mapped in zip(self._paths, self._maps, strict=False)  # without the augmented features
+        ]
         return tables[0] if len(tables) == 1 else torch.cat(tables)
 
 
-def feature_shape(path, plm_size):
-    """How many items of what width a feature file holds.
+def feature_shape(path: str, plm_size: int) -> tuple[int, int, str]:
+    """The number of items, the width and the dtype of a feature file.
 
-    The description beside the file (`NAME.feat1CLS.json`) says its width; without one, `plm_size` does.
-
-    Returns:
-        (items, width, dtype)
+    They come from the description beside the file (`NAME.feat1CLS.json`). Without a description the width is
+    `plm_size`.
 
     Raises:
-        UserError: no such file, or its size fits neither the description nor `plm_size`.
+        UserError: the file is missing, or its size fits neither the description nor `plm_size`.
     """
     if not os.path.isfile(path):
         raise UserError(
@@ -82,49 +93,62 @@ def feature_shape(path, plm_size):
             f"python dataset/preprocessing/encode_text.py -d {os.path.basename(path).split('.')[0]} --plm_name minilm"
         )
     description = feature_description(path)
-    width, dtype = description.get("width", plm_size), description.get("dtype", "float32")
-    items = description.get("items")
-    for key, value in (("width", width), ("items", items)):
-        if type(value) is not int and (description or key == "width") or type(value) is int and value < 1:
+    if description:
+        width, items, dtype = _described_shape(path, {"width": plm_size} | description)
+    else:
+        width, items, dtype = plm_size, 0, "float32"
+    size, row_size = os.path.getsize(path), width * np.dtype(dtype).itemsize
+    if not size or size % row_size or (description and size != items * row_size):
+        if description:
+            expected, remedy = f"{path}.json ({items} items, {row_size} bytes per item)", "encode the texts again"
+        else:
+            expected = f"plm_size {plm_size} ({row_size} bytes per item)"
+            remedy = "set --plm_size to the encoder's width, or encode the texts again"
+        raise UserError(f"{path}: {size} bytes do not fit {expected}; {remedy}")
+    return size // row_size, width, dtype
+
+
+def _described_shape(path: str, description: dict) -> tuple[int, int, str]:
+    """The width, number of items and dtype in the description of a feature file."""
+    for key in ("width", "items"):
+        value = description.get(key)
+        if type(value) is not int or value < 1:
             raise UserError(f"{path}.json: {key} {value!r}, expected a whole number from 1 on; encode the texts again")
+    dtype = description.get("dtype", "float32")
     if dtype not in ("float32", "float16"):
         raise UserError(f"{path}.json: dtype {dtype!r}, expected float32 or float16; encode the texts again")
-    size, row = os.path.getsize(path), width * np.dtype(dtype).itemsize
-    says = f"{path}.json" if description else f"plm_size {plm_size}"
-    if not size or size % row or (description and size != items * row):
-        raise UserError(
-            f"{path}: {size} bytes do not fit {says} ({row} bytes an item"
-            + (f", {items} items" if description else "")
-            + "); encode the texts again"
-            + ("" if description else " or set --plm_size to the encoder's width")
-        )
-    return size // row, width, dtype
+    return description["width"], description["items"], dtype
 
 
-def feature_description(path):
-    """What stands beside a feature file about it, dict; empty where nothing does."""
+def feature_description(path: str) -> dict:
+    """The description beside a feature file, empty if there is none."""
     description = read_json(f"{path}.json") if os.path.isfile(f"{path}.json") else {}
     if not isinstance(description, dict):
-        raise UserError(f"{path}.json: holds {type(description).__name__}, expected width and items; encode again")
+        raise UserError(
+            f"{path}.json: holds {type(description).__name__}, expected width and items; encode the texts again"
+        )
     return description
 
 
-def made_by(path):
-    """What made the vectors of a feature file, as far as its description or its name tells: dict with keys of
-    `encoder`, `pooling`, `normalised`."""
+def made_by(path: str) -> dict:
+    """What made the vectors of a feature file, as far as its description or its name tells.
+
+    Returns:
+        Values of the keys `encoder`, `pooling` and `normalised` that are known.
+    """
     description = feature_description(path)
     told = {key: description[key] for key in ("encoder", "pooling", "normalised") if key in description}
     return made_by_suffix(path.rpartition(".")[2]) | told
 
 
-def made_by_suffix(suffix):
-    """What a suffix such as feat1CLS tells: dict with the `pooling`, or an empty one."""
+def made_by_suffix(suffix: str) -> dict:
+    """What a suffix such as feat1CLS tells: the `pooling`, or nothing."""
     match = re.fullmatch(r"feat\d(CLS|Mean)", str(suffix))
     return {"pooling": match[1]} if match else {}
 
 
-def find_suffix(folder, domains, suffix):
-    """The features to use: `suffix`, or with `auto` feat1CLS where every domain has it, else feat1Mean."""
+def find_suffix(folder: str, domains: Sequence[str], suffix: str) -> str:
+    """The suffix of the feature files. `auto` becomes feat1CLS if every domain has such a file, else feat1Mean."""
     if suffix != "auto":
         return suffix
     for candidate in ("feat1CLS", "feat1Mean"):

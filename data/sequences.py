@@ -1,177 +1,224 @@
-"""Compact sequences: what the rows of a published `.inter` file say, one sequence a user.
+"""Compact sequences: the content of a published `.inter` file as one sequence per user.
 
-A published training file holds one row per prefix (`1 -> 2`, `1 2 -> 3`, ...). Under a causal encoder all those rows
-are positions of one sequence, so they are folded into it; see `fold_rows` for what happens to rows that do not fit.
+A published training file holds one row per prefix of a sequence (`1 -> 2`, `1 2 -> 3`, ...). A causal encoder computes
+all those rows as positions of one sequence, so `fold_rows` folds them into it.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
-_TOKENS_AT_A_TIME = 1 << 23  # bounds the temporary index arrays of the comparisons
+# Users and items of mixtures are numbered within their domain. One int64 holds both: domain * DOMAIN_STRIDE + index.
+DOMAIN_STRIDE = 1 << 32
+
+_TOKENS_PER_BLOCK = 1 << 23  # bounds the temporary index arrays of the comparisons
 
 
 @dataclasses.dataclass
 class Sequences:
-    """Sequences of items, and how often each item is to be predicted from the items before it.
+    """Sequences of items, and how often each item is predicted from the items before it.
 
     Attributes:
-        offsets (int64 [S + 1]): sequence s is `items[offsets[s]:offsets[s + 1]]`, oldest first.
-        items (int32 [T]): item ids, 1..N; 0 is padding and does not occur.
-        weights (uint32 [T]): how many rows of the file predict this item from those before it in its sequence;
-            0 where none does.
-        users (int64 [S]): the user's number as written in the file (mixtures: domain * 2**32 + number).
-        window (int): the longest history of the source rows; a prediction sees at most so many items.
+        offsets: int64 [S + 1], sequence s is `items[offsets[s]:offsets[s + 1]]`, oldest item first.
+        items: int32 [T], item ids 1..N. Padding (0) does not occur.
+        weights: uint32 [T], how many rows of the file predict this item from those before it in its sequence.
+        users: int64 [S], the user's number in the file, in mixtures `domain * DOMAIN_STRIDE + number`.
+        cut_length: the history length at which the file was cut. A prediction sees at most so many items.
     """
 
     offsets: np.ndarray
     items: np.ndarray
     weights: np.ndarray
     users: np.ndarray
-    window: int
+    cut_length: int
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.users)
 
     @property
-    def n_predictions(self):
-        """How many rows the file held: positions, counted with their weights."""
+    def n_predictions(self) -> int:
+        """The number of rows in the file."""
         return int(self.weights.sum(dtype=np.int64))
 
-    def rows(self):
-        """The positions to predict, repeated rows repeated: indices into `items`, int64 [P], and their sequences."""
-        positions = np.flatnonzero(self.weights)
-        positions = np.repeat(positions, self.weights[positions])
-        return positions, np.searchsorted(self.offsets, positions, side="right") - 1
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the file, in the order of the sequences.
+
+        Returns:
+            The index of each row's target in `items`, and the sequence that the row belongs to, both int64 [R].
+        """
+        targets = np.flatnonzero(self.weights)
+        targets = np.repeat(targets, self.weights[targets])
+        return targets, np.searchsorted(self.offsets, targets, side="right") - 1
 
 
-def places_within(sizes):
-    """0, 1, ... size - 1 for each of several sizes, one after another: int64 [sum of sizes]."""
+def concatenated_ranges(sizes: np.ndarray) -> np.ndarray:
+    """0, 1, ... size - 1 for each of the sizes, one range after another: int64 [sum of sizes]."""
     return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
-def fold_rows(users, lengths, tokens, targets, window=None):
+def fold_rows(
+    users: np.ndarray, lengths: np.ndarray, tokens: np.ndarray, targets: np.ndarray, cut_length: int | None = None
+) -> Sequences:
     """Fold rows (history -> target) into sequences.
 
     Rows of one user whose history and target are the beginning of a longer row become positions of that row's
-    sequence. Histories cut to the newest `window` items are chained where each is the next one shifted by one item:
-    the sequence then is longer than the window, and a prediction still sees `window` items only. Rows that fit
-    nowhere stay sequences of their own that score their last position. No pair is lost or invented; a row that occurs
-    twice counts twice.
+    sequence. Histories that were cut to the newest `cut_length` items are chained where each is the next one shifted by
+    one item. The sequence then is longer than `cut_length`, and a prediction still sees only `cut_length` items. Rows
+    that fit nowhere stay sequences of their own, of which only the last position is scored. No pair of history and
+    target is lost or invented. A row that occurs twice counts twice.
 
     Args:
-        users (int64 [R]), lengths (int64 [R]): the user and the number of history items of each row, at least 1.
-        tokens (int32 [sum of lengths]): the histories, one after another, oldest item first.
-        targets (int32 [R]): the item to predict.
-        window (int, optional): the history length at which the file cuts; by default its longest history.
+        users: int64 [R], the user of each row.
+        lengths: int64 [R], the number of history items of each row, at least 1.
+        tokens: int32 [sum of lengths], the histories, one after another, oldest item first.
+        targets: int32 [R], the item to predict.
+        cut_length: the history length at which the file was cut. Default: its longest history.
 
     Returns:
-        Sequences: in the order in which the users come first.
+        The sequences, in the order in which their users first occur.
     """
-    window = int(window or lengths.max(initial=1))
-    full, starts = _append_targets(lengths, tokens, targets)
-    sizes = lengths + 1
-    order = _user_order(users, sizes)
+    cut_length = int(cut_length or lengths.max(initial=1))
+    rows = _flat_rows(users, lengths, tokens, targets)
+    order = _user_order(users, rows.sizes)
     if order is not None:
-        users, sizes, starts = users[order], sizes[order], starts[order]
+        rows = rows.take(order)
 
-    follows, shifted = _links(users, sizes, starts, full, window)
-    first_row = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
-    user_of_row = np.cumsum(np.concatenate([[True], users[1:] != users[:-1]])) - 1
-    is_first = np.zeros(len(users), bool)
-    is_first[first_row] = True
-    irregular = np.zeros(len(first_row), bool)
+    follows, shifted = _find_chains(rows, cut_length)
+    is_first = rows.is_first_of_user()
+    first_row = np.flatnonzero(is_first)
+    last_row = np.append(first_row[1:], len(rows.users))
+    user_of_row = np.cumsum(is_first) - 1
+    irregular = np.zeros(len(first_row), bool)  # users whose rows do not form one chain
     irregular[user_of_row[~(follows | is_first)]] = True
 
     regular_rows = np.flatnonzero(~irregular[user_of_row])
-    pieces = [_fold_chains(regular_rows, users, sizes, starts, shifted, full)]
-    last_row = np.append(first_row[1:], len(users))
+    folded = [_fold_chains(rows.take(regular_rows), shifted[regular_rows])]
     for user in np.flatnonzero(irregular):
-        rows = range(first_row[user], last_row[user])
-        pieces.append(_fold_one_user(users[rows[0]], [full[starts[r] : starts[r] + sizes[r]] for r in rows]))
-    return _join(pieces, users[first_row], window)
+        folded.append(_fold_one_user(rows, range(first_row[user], last_row[user])))
+    return _join(folded, rows.users[first_row], cut_length)
 
 
-def _append_targets(lengths, tokens, targets):
-    """Rows as history + target in one flat array; returns it and the start of each row."""
+class _Rows(NamedTuple):
+    """Rows of a file. Row r is `items[starts[r]:starts[r] + sizes[r]]`: its history, then its target."""
+
+    users: np.ndarray
+    sizes: np.ndarray
+    starts: np.ndarray
+    items: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "_Rows":
+        return _Rows(self.users[rows], self.sizes[rows], self.starts[rows], self.items)
+
+    def is_first_of_user(self) -> np.ndarray:
+        """Whether a row is the first of its user, bool [R]. The rows of a user stand together."""
+        return _differs_from_previous(self.users)
+
+
+class _Folded(NamedTuple):
+    """Sequences without offsets: the users and lengths of all sequences, their items and weights."""
+
+    users: np.ndarray
+    lengths: np.ndarray
+    items: np.ndarray
+    weights: np.ndarray
+
+
+def _differs_from_previous(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([[True], values[1:] != values[:-1]])
+
+
+def _flat_rows(users: np.ndarray, lengths: np.ndarray, tokens: np.ndarray, targets: np.ndarray) -> _Rows:
+    """Put the target of each row behind its history."""
     ends = np.cumsum(lengths + 1)
-    full = np.empty(len(tokens) + len(targets), np.int32)
-    is_target = np.zeros(len(full), bool)
+    items = np.empty(len(tokens) + len(targets), np.int32)
+    is_target = np.zeros(len(items), bool)
     is_target[ends - 1] = True
-    full[is_target] = targets
-    full[~is_target] = tokens
-    return full, ends - lengths - 1
+    items[is_target] = targets
+    items[~is_target] = tokens
+    return _Rows(users, lengths + 1, ends - lengths - 1, items)
 
 
-def _user_order(users, sizes):
-    """The order that puts a user's rows together (users as they first come), longest first; None if they stand so."""
-    new_user = np.concatenate([[True], users[1:] != users[:-1]])
+def _user_order(users: np.ndarray, sizes: np.ndarray) -> np.ndarray | None:
+    """The order that puts the rows of a user together, the longest first. Users stay in the order in which they occur.
+
+    Returns:
+        int64 [R], or None if the rows are in this order already.
+    """
+    new_user = _differs_from_previous(users)
     distinct, first_seen = np.unique(users, return_index=True)
     if new_user.sum() == len(distinct) and not np.any((sizes[1:] > sizes[:-1]) & ~new_user[1:]):
         return None
     seen = first_seen[np.searchsorted(distinct, users)]
-    # rows cut to the window are of one size: a file that goes upwards holds them oldest first
-    upwards = np.sign(np.diff(sizes))[~new_user[1:]].sum() > 0
-    return np.lexsort((np.arange(len(users)) * (-1 if upwards else 1), -sizes, seen))
+    # Rows that were cut all have the same size. In a file with ascending sizes, the oldest of them comes first.
+    ascending = np.sign(np.diff(sizes))[~new_user[1:]].sum() > 0
+    return np.lexsort((np.arange(len(users)) * (-1 if ascending else 1), -sizes, seen))
 
 
-def _links(users, sizes, starts, full, window):
-    """For each row: does it continue the chain of the row above, and is it that row shifted back by one item?"""
-    follows, shifted = np.zeros(len(users), bool), np.zeros(len(users), bool)
-    same_user = np.flatnonzero(users[1:] == users[:-1]) + 1
-    is_prefix = same_user[_equal(full, starts[same_user], starts[same_user - 1], sizes[same_user])]
+def _find_chains(rows: _Rows, cut_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the rows that continue the chain of the row above.
+
+    Returns:
+        Whether a row continues the chain, and whether it does so as the row above shifted by one item, bool [R].
+    """
+    follows, shifted = np.zeros(len(rows.users), bool), np.zeros(len(rows.users), bool)
+    starts, sizes = rows.starts, rows.sizes
+    same_user = np.flatnonzero(rows.users[1:] == rows.users[:-1]) + 1
+    is_prefix = same_user[_equal(rows.items, starts[same_user], starts[same_user - 1], sizes[same_user])]
     follows[is_prefix] = True
-    at_window = same_user[(sizes[same_user] == window + 1) & (sizes[same_user - 1] == window + 1)]
-    at_window = at_window[~follows[at_window]]
-    moved = at_window[_equal(full, starts[at_window] + 1, starts[at_window - 1], sizes[at_window] - 1)]
-    follows[moved] = shifted[moved] = True
+    cut = same_user[(sizes[same_user] == cut_length + 1) & (sizes[same_user - 1] == cut_length + 1)]
+    cut = cut[~follows[cut]]
+    is_shifted = cut[_equal(rows.items, starts[cut] + 1, starts[cut - 1], sizes[cut] - 1)]
+    follows[is_shifted] = shifted[is_shifted] = True
     return follows, shifted
 
 
-def _equal(full, left, right, sizes):
-    """Whether full[left:left + size] equals full[right:right + size], for each pair, bool [pairs]."""
+def _equal(items: np.ndarray, left: np.ndarray, right: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Whether items[left:left + size] equals items[right:right + size], for each pair, bool [pairs]."""
     result = np.ones(len(sizes), bool)
     ends = np.cumsum(sizes)
     begin = 0
     while begin < len(sizes):
         done = ends[begin] - sizes[begin]
-        end = max(begin + 1, int(np.searchsorted(ends, done + _TOKENS_AT_A_TIME)))
+        end = max(begin + 1, int(np.searchsorted(ends, done + _TOKENS_PER_BLOCK)))
         size = sizes[begin:end]
-        within = places_within(size)
-        same = full[np.repeat(left[begin:end], size) + within] == full[np.repeat(right[begin:end], size) + within]
+        within = concatenated_ranges(size)
+        same = items[np.repeat(left[begin:end], size) + within] == items[np.repeat(right[begin:end], size) + within]
         result[begin:end] = np.logical_and.reduceat(same, np.cumsum(size) - size)
         begin = end
     return result
 
 
-def _fold_chains(rows, users, sizes, starts, shifted, full):
-    """Fold users all of whose rows form one chain. Returns (users, lengths, items, weights)."""
-    if not len(rows):
-        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.uint32)
-    users, sizes, starts, shifted = users[rows], sizes[rows], starts[rows], shifted[rows]
-    first = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
-    chain = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(rows))))
+def _fold_chains(rows: _Rows, shifted: np.ndarray) -> _Folded:
+    """Fold the rows of users, all of whose rows form one chain, into one sequence per user."""
+    if not len(rows.users):
+        return _Folded(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.uint32))
+    users, sizes, starts, full = rows
+    first = np.flatnonzero(rows.is_first_of_user())
+    chain = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(users))))
     shifts = np.cumsum(shifted)
-    shifts -= shifts[first][chain]  # shifts down to each row, from the user's first
-    all_shifts = np.maximum.reduceat(shifts, first)
-    lengths = all_shifts + sizes[first]
+    shifts -= shifts[first][chain]  # of each row, relative to its user's first row
+    most_shifts = np.maximum.reduceat(shifts, first)
+    lengths = most_shifts + sizes[first]
     offsets = np.cumsum(lengths) - lengths
-    # where each row's target stands; the row that was shifted most often holds the oldest items
-    place = offsets[chain] + all_shifts[chain] - shifts + sizes - 1
+    # each row brings its target. The row that was shifted most often brings the oldest items as well
+    target = offsets[chain] + most_shifts[chain] - shifts + sizes - 1
     items = np.zeros(lengths.sum(), np.int32)
-    items[place] = full[starts + sizes - 1]
+    items[target] = full[starts + sizes - 1]
     step = shifts.max() + 1
-    oldest = np.searchsorted(shifts + chain * step, all_shifts + np.arange(len(first)) * step)
-    within = places_within(sizes[oldest])
+    oldest = np.searchsorted(shifts + chain * step, most_shifts + np.arange(len(first)) * step)
+    within = concatenated_ranges(sizes[oldest])
     items[np.repeat(offsets, sizes[oldest]) + within] = full[np.repeat(starts[oldest], sizes[oldest]) + within]
-    weights = np.bincount(place, minlength=len(items)).astype(np.uint32)
-    return users[first], lengths, items, weights
+    weights = np.bincount(target, minlength=len(items)).astype(np.uint32)
+    return _Folded(users[first], lengths, items, weights)
 
 
-def _fold_one_user(user, rows):
-    """Fold one user's rows, longest first, where they form no single chain: plain and slow, for the few."""
-    sequences, weights = [], []
-    for row in rows:
+def _fold_one_user(rows: _Rows, numbers: range) -> _Folded:
+    """Fold the rows of a user, longest first, that form no single chain. Slow, but such users are few."""
+    sequences: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
+    for number in numbers:
+        row = rows.items[rows.starts[number] : rows.starts[number] + rows.sizes[number]]
         for sequence, weight in zip(sequences, weights, strict=True):
             if np.array_equal(sequence[: len(row)], row):
                 weight[len(row) - 1] += 1
@@ -180,19 +227,20 @@ def _fold_one_user(user, rows):
             sequences.append(row)
             weights.append(np.zeros(len(row), np.uint32))
             weights[-1][-1] = 1
-    lengths = np.array([len(s) for s in sequences], np.int64)
-    return np.full(len(lengths), user, np.int64), lengths, np.concatenate(sequences), np.concatenate(weights)
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    users = np.full(len(lengths), rows.users[numbers[0]], np.int64)
+    return _Folded(users, lengths, np.concatenate(sequences), np.concatenate(weights))
 
 
-def _join(pieces, user_order, window):
-    """Put the folded pieces together, users as they first come."""
-    users, lengths, items, weights = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+def _join(folded: list[_Folded], user_order: np.ndarray, cut_length: int) -> Sequences:
+    """Concatenate folded sequences and put the users into the order in which they first occur (`user_order`)."""
+    users, lengths, items, weights = (np.concatenate(parts) for parts in zip(*folded, strict=True))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    if len(pieces) > 1:
-        rank = np.argsort(user_order, kind="stable")
-        position = rank[np.searchsorted(user_order[rank], users)]
-        order = np.argsort(position, kind="stable")
-        take = np.repeat(offsets[:-1][order], lengths[order]) + places_within(lengths[order])
-        users, lengths, items, weights = users[order], lengths[order], items[take], weights[take]
+    if len(folded) > 1:
+        by_number = np.argsort(user_order, kind="stable")
+        rank = by_number[np.searchsorted(user_order[by_number], users)]
+        order = np.argsort(rank, kind="stable")
+        source = np.repeat(offsets[:-1][order], lengths[order]) + concatenated_ranges(lengths[order])
+        users, lengths, items, weights = users[order], lengths[order], items[source], weights[source]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Sequences(offsets.astype(np.int64), items, weights, users, window)
+    return Sequences(offsets.astype(np.int64), items, weights, users, cut_length)

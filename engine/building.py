@@ -45,7 +45,7 @@ def sequence_batches(config: Config, dataset: UniSRecDataset) -> SequenceBatches
     return SequenceBatches(
         dataset.sequences("train"),
         config["train_batch_size"],
-        dataset.window,
+        dataset.max_history,
         config["predictions_per_row"],
         config["seed"],
         **more,

@@ -148,7 +148,7 @@ class Trainer:
             steps.append((loss, len(batch)))
             self.progress.batch += 1
             bar.set_postfix(loss=f"{loss:.4f}")
-            told_to_stop = self.preemption.asked(self.device)
+            told_to_stop = self.preemption.requested(self.device)
             if told_to_stop:
                 break
         loss, seen = _mean_loss(gather_objects(steps))

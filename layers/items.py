@@ -25,7 +25,7 @@ class ItemTable:
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of items, shaped like `ids`. Padding (0) gets row 0, which no result depends on."""
-        return torch.searchsorted(self.ids, ids)
+        return torch.searchsorted(self.ids, ids.contiguous())
 
     def __getitem__(self, ids: Tensor) -> Tensor:
         """int64 [...] -> float [..., H]."""

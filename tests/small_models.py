@@ -34,7 +34,7 @@ def one_batch(dataset, predictions_per_row=50, **options):
     """All predictions of the training file in one batch."""
     augment = UNCHANGED if dataset.config["train_stage"] == "pretrain" else None
     options = {"augment_ratios": augment, "n_items": dataset.catalogue.n_items, **options}
-    (batch,) = SequenceBatches(dataset.sequences("train"), 10**6, dataset.window, predictions_per_row, **options)
+    (batch,) = SequenceBatches(dataset.sequences("train"), 10**6, dataset.max_history, predictions_per_row, **options)
     return batch
 
 

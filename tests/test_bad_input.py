@@ -94,9 +94,9 @@ def test_a_missing_inter_file(tiny, tune, baseline, split):
         ("user\titems\titem\n1\t2 3\t4\n", "header 'user\\titems\\titem' lacks user_id:token, item_id_list:token_seq"),
         (GARBAGE, "lacks user_id:token"),
         (GARBAGE.replace(b"\n", b""), "lacks user_id:token"),
-        (HEADER.encode() + GARBAGE, "is no tab-separated text"),
-        (HEADER + "1\t2 3\n", "line 2: is no tab-separated text of 3 columns, as in its header, but of 2"),
-        (HEADER + "1\t2\t3\n1\t2\t3\t4\n", "line 3: is no tab-separated text of 3 columns, as in its header, but of 4"),
+        (HEADER.encode() + GARBAGE, "tab-separated columns, expected 3 as in the header; correct the line"),
+        (HEADER + "1\t2 3\n", "line 2: found 2 tab-separated columns, expected 3 as in the header"),
+        (HEADER + "1\t2\t3\n1\t2\t3\t4\n", "line 3: found 4 tab-separated columns, expected 3 as in the header"),
     ],
 )
 def test_an_inter_file_that_is_none(tiny, tune, split, content, expected):
@@ -174,7 +174,7 @@ def test_a_feature_file_of_a_wrong_size(tiny, tune, described, size):
     if not described:
         os.unlink(f"{path}.json")
     message = tune()
-    assert message.startswith(f"{path}: {size} bytes do not fit ") and "(96 bytes an item" in message
+    assert message.startswith(f"{path}: {size} bytes do not fit ") and "(96 bytes per item" in message
     assert f"{path}.json" in message if described else ("plm_size 24" in message and "--plm_size" in message)
 
 
@@ -220,7 +220,7 @@ def test_a_broken_description_of_features(tiny, tune, content, expected):
 def test_domains_encoded_by_different_encoders(mixture, pre):
     write(place(mixture, "B.feat1CLS.json"), json.dumps({"width": 12, "items": 50}))
     message = pre()
-    assert message.startswith(place(mixture, "B.feat1CLS: vectors of 12 float32 beside others of 24 float32"))
+    assert message.startswith(place(mixture, "B.feat1CLS: vectors of 12 float32 numbers, expected 24 float32 as in "))
 
 
 @pytest.mark.parametrize("content", [b"", b"A\nB", b"A,,B", b"A,A", GARBAGE[:50]], ids=range(5))
@@ -228,7 +228,7 @@ def test_a_broken_list_of_domains(mixture, pre, content):
     write(place(mixture, "Mix.pt_datasets"), content)
     message = pre()
     assert message.startswith(place(mixture, "Mix.pt_datasets: found "))
-    assert message.endswith("expected the domains' names, comma separated")
+    assert message.endswith("expected the names of the domains, separated by commas; write the mixture again")
 
 
 # -- options ---------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def count_rows(data, split="train"):
 
 
 def check_result(result, **expected):
-    """Everything that DESIGN.md wants of a result, section 4."""
+    """Every key that a result file holds."""
     assert {"model", "dataset", "train_stage", "seed", "checkpoint", "epochs", "metrics"} <= result.keys()
     assert {"seconds", "rows_per_second", "peak_memory_mb", "versions"} <= result.keys()
     assert result.keys() >= expected.keys() and {key: result[key] for key in expected} == expected

@@ -88,7 +88,7 @@ def open_stage(stage, folder, **options):
     batches = SequenceBatches(
         dataset.sequences("train"),
         100,
-        dataset.window,
+        dataset.max_history,
         2,
         augment_ratios=augment_ratios,
         n_items=dataset.catalogue.n_items,
@@ -152,11 +152,11 @@ def helpers_of_processes(number, count):
     (joined_part * factors * (number + 1)).sum().backward()
     # each row's factor, from all processes: (1 + 2 + ...) * row
     assert torch.equal(part.grad, (factors[start : start + rows] * count * (count + 1) / 2).expand(-1, 3))
-    told = Preemption()
-    assert told.asked(torch.device("cpu")) is False
+    preemption = Preemption()
+    assert preemption.requested(torch.device("cpu")) is False
     if number == count - 1:
-        told._note(signal.SIGTERM, None)
-    assert told.asked(torch.device("cpu")) is True
+        preemption._receive(signal.SIGTERM, None)
+    assert preemption.requested(torch.device("cpu")) is True
     assert any_process(number == 1, torch.device("cpu")) is True and any_process(False, torch.device("cpu")) is False
 
 
@@ -176,7 +176,7 @@ def worker(number, count, folder, port):
             with no_chance():
                 for share, sizes in SHARES[count].items():
                     mine = np.arange(sum(sizes[:number]), sum(sizes[: number + 1]))
-                    batch = batches.make(mine) if len(mine) else batches.make(np.arange(1), mute=True)
+                    batch = batches.make_batch(mine) if len(mine) else batches.make_batch(np.arange(1), scored=False)
                     for accumulate in (1, 3):
                         config["accumulate"] = accumulate
                         results[stage, share, accumulate] = loss_and_gradients(trainer, batch)
@@ -184,7 +184,7 @@ def worker(number, count, folder, port):
                 model, config, batches, _ = open_stage(stage, folder, **options)
                 trainer, split = Trainer(config, model, "nowhere"), SHARES[count]["uneven"]
                 with no_chance():
-                    batch = batches.make(np.arange(sum(split[:number]), sum(split[: number + 1])))
+                    batch = batches.make_batch(np.arange(sum(split[:number]), sum(split[: number + 1])))
                     for accumulate in (1, 3):
                         config["accumulate"] = accumulate
                         results[stage, variant, accumulate] = loss_and_gradients(trainer, batch)
@@ -209,10 +209,10 @@ def computed(tmp_path_factory):
         for stage in STAGES:
             model, config, batches, _ = open_stage(stage, folder)
             trainer = Trainer(config, model, "nowhere")
-            alone[stage] = loss_and_gradients(trainer, batches.make(np.arange(WINDOWS)))
+            alone[stage] = loss_and_gradients(trainer, batches.make_batch(np.arange(WINDOWS)))
             model, config, *_ = open_stage(stage, folder, enable_amp=True)
             trainer = Trainer(config, model, "nowhere")
-            alone[stage, "bf16"] = loss_and_gradients(trainer, batches.make(np.arange(WINDOWS)))
+            alone[stage, "bf16"] = loss_and_gradients(trainer, batches.make_batch(np.arange(WINDOWS)))
     return results, alone, folder
 
 

@@ -38,7 +38,7 @@ LONGEST = 12  # MAX_ITEM_LIST_LENGTH
 def small(tmp_path_factory):
     """A data set with users longer than the window, repeated rows, and enough items for RecBole's CPR models."""
     folder = tmp_path_factory.mktemp("downstream")
-    write_downstream(folder, users=25, items=120, window=LONGEST, longest=18, repeat=(0, 7))
+    write_downstream(folder, users=25, items=120, cut_length=LONGEST, longest=18, repeat=(0, 7))
     return str(folder)
 
 
@@ -142,7 +142,7 @@ def padded_and_trimmed(train, longest):
 def test_padding_changes_no_score_of_the_models_that_are_said_to_ignore_it(name, small):
     config, train, _, _ = opened(name, small)
     train_rows, transform = train.dataset, construct_transform(config)
-    assert train_rows._trims
+    assert train_rows._pads_to_batch
     model = with_random_parameters(config, train_rows)
     for longest in (1, 3, 11):
         padded, trimmed = padded_and_trimmed(train_rows, longest)

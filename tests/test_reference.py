@@ -31,8 +31,8 @@ def open_reference(stage, golden, golden_folder):
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft", "pretrain"])
 def test_the_model_has_the_loss_and_gradients_of_the_reference(stage, shared, window, tmp_path):
     """On every row of a training file, no dropout; one prediction a row, where histories are longer than the window."""
-    write_downstream(tmp_path, users=14, window=window, longest=16, repeat=(0, 1, 20))
-    write_mixture(tmp_path, users=6, window=window, longest=14)
+    write_downstream(tmp_path, users=14, cut_length=window, longest=16, repeat=(0, 1, 20))
+    write_mixture(tmp_path, users=6, cut_length=window, longest=14)
     model, dataset = open_model(stage, str(tmp_path))
     count = dataset.catalogue.n_items
     features = dataset.features.lookup(torch.arange(1, count * (2 if stage == "pretrain" else 1) + 1))

@@ -48,7 +48,7 @@ def test_loss_and_gradients_are_those_of_all_rows(stage, where, shared, request)
     """Of RecBole's batch of all rows, the repeated ones twice."""
     model, dataset = open_model(stage, request.getfixturevalue(where))
     longest = np.diff(dataset.sequences("train").offsets).max() - 1
-    assert dataset.window == (MAX_HISTORY if where == "folder" else longest) and longest > MAX_HISTORY
+    assert dataset.max_history == (MAX_HISTORY if where == "folder" else longest) and longest > MAX_HISTORY
     batch = one_batch(dataset, shared)
     assert batch.weights is not None
     loss = model.calculate_loss(batch)
@@ -84,7 +84,7 @@ def batch_histories(batch):
 
 def test_pretraining_states_and_losses_are_the_same_however_many_share_a_history(whole):
     model, dataset = open_model("pretrain", whole)
-    assert dataset.window == np.diff(dataset.sequences("train").offsets).max() - 1 > 2
+    assert dataset.max_history == np.diff(dataset.sequences("train").offsets).max() - 1 > 2
     found = []
     for shared in (50, 1):
         batch = one_batch(dataset, shared)
@@ -140,7 +140,7 @@ def test_bfloat16_gives_nearly_the_same_loss_and_gradients(stage, folder):
 
 
 def test_padding_gets_no_gradient(folder, monkeypatch):
-    monkeypatch.setattr(batches, "_BUCKETS", (4, 8))
+    monkeypatch.setattr(batches, "_BUCKET_LENGTHS", (4, 8))
     model, dataset = open_model("inductive_ft", folder)
     batch = one_batch(dataset)
     padded = 0
@@ -305,7 +305,7 @@ def test_sampled_softmax_of_the_whole_catalogue_is_the_exact_one(stage, shared, 
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
 def test_a_sampled_step_adapts_and_learns_only_what_it_names_and_draws(stage, folder, monkeypatch):
     model, dataset = open_model(stage, folder, sampled_negatives=5)
-    one = SequenceBatches(dataset.sequences("train"), 6, dataset.window, dataset.window, seed=1)
+    one = SequenceBatches(dataset.sequences("train"), 6, dataset.max_history, dataset.max_history, seed=1)
     batch = next(iter(one))
     named = torch.cat([items.flatten() for items in batch.items] + [batch.targets]).clamp(min=1).unique()
     assert len(named) + 5 < 40, "or the test shows nothing"

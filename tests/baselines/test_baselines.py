@@ -16,7 +16,7 @@ from tests.small_data import write_downstream
 @pytest.fixture
 def small(tmp_path):
     """Opens the small data set for a model: (model in evaluation mode, data set, config)."""
-    write_downstream(str(tmp_path), users=25, items=30, window=8, longest=14, repeat=(3, 40))
+    write_downstream(str(tmp_path), users=25, items=30, cut_length=8, longest=14, repeat=(3, 40))
 
     def open_for(model_class, **options):
         settings = {"data_path": str(tmp_path), "plm_size": 24, "show_progress": False, **options}
@@ -35,7 +35,7 @@ def test_sasrec_learns_the_same_from_sequences_as_recbole_from_rows(small):
     by_row.backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    (batch,) = SequenceBatches(dataset.sequences("train"), 10**6, dataset.window, 1)
+    (batch,) = SequenceBatches(dataset.sequences("train"), 10**6, dataset.max_history, 1)
     assert batch.weights is not None and len(batch.items) > 1
     loss = model.calculate_loss(batch)
     loss.backward()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data import SequenceBatches, Sequences, UniSRecDataset
-from data.batches import cut_windows
+from data.batches import cut_segments
 from tests.conftest import small_config
 from tests.small_data import write_mixture
 
@@ -22,7 +22,7 @@ def make_sequences(lengths, skip=0.0, seed=0, repeated=0.0):
     weights[random.random(offsets[-1]) < repeated] *= 2
     weights[offsets[:-1]] = 0
     users = np.arange(len(lengths)) + 1000
-    return Sequences(offsets, np.arange(1, offsets[-1] + 1, dtype=np.int32), weights, users, window=50)
+    return Sequences(offsets, np.arange(1, offsets[-1] + 1, dtype=np.int32), weights, users, cut_length=50)
 
 
 def random_sequences(count=60, longest=130, **options):
@@ -30,7 +30,7 @@ def random_sequences(count=60, longest=130, **options):
 
 
 def predictions(batch):
-    """What a batch predicts, as (owner, context, target, weight), a context being all that the encoder has read."""
+    """What a batch predicts, as (user, context, target, weight), a context being all that the encoder has read."""
     found, place = [], 0
     for items, scored in zip(batch.items, batch.scored, strict=True):
         assert items.dtype == scored.dtype == torch.int64
@@ -49,58 +49,60 @@ def epoch_of(batches):
     return [prediction for batch in batches for prediction in predictions(batch)]
 
 
-def expected_predictions(sequences, window):
-    """The slow reference: each prediction with its newest `window` items."""
+def expected_predictions(sequences, max_history):
+    """The slow reference: each prediction with its newest `max_history` items."""
     found = []
-    for owner in range(len(sequences)):
-        start, end = sequences.offsets[owner : owner + 2]
+    for user in range(len(sequences)):
+        start, end = sequences.offsets[user : user + 2]
         for place in range(start + 1, end):
             if sequences.weights[place]:
-                context = tuple(sequences.items[max(start, place - window) : place].tolist())
+                context = tuple(sequences.items[max(start, place - max_history) : place].tolist())
                 target, weight = int(sequences.items[place]), float(sequences.weights[place])
-                found.append((int(sequences.users[owner]), context, target, weight))
+                found.append((int(sequences.users[user]), context, target, weight))
     return found
 
 
 @pytest.mark.parametrize(
-    ("window", "predictions_per_row"), [(1, 1), (1, 5), (7, 1), (50, 1), (130, 2), (130, 7), (130, 130)]
+    ("max_history", "predictions_per_row"), [(1, 1), (1, 5), (7, 1), (50, 1), (130, 2), (130, 7), (130, 130)]
 )
-def test_each_prediction_sees_its_newest_items(window, predictions_per_row):
-    """One prediction a row, or no history longer than the window."""
+def test_each_prediction_sees_its_newest_items(max_history, predictions_per_row):
+    """One prediction per row, or no history longer than `max_history`."""
     sequences = random_sequences(skip=0.2, repeated=0.1)
-    batches = SequenceBatches(sequences, 200, window, predictions_per_row)
-    assert Counter(epoch_of(batches)) == Counter(expected_predictions(sequences, window))
+    batches = SequenceBatches(sequences, 200, max_history, predictions_per_row)
+    assert Counter(epoch_of(batches)) == Counter(expected_predictions(sequences, max_history))
 
 
-@pytest.mark.parametrize(("window", "predictions_per_row"), [(50, 2), (50, 25), (50, 50), (12, 5), (12, 20)])
-def test_every_prediction_comes_once_and_sees_enough(window, predictions_per_row):
+@pytest.mark.parametrize(("max_history", "predictions_per_row"), [(50, 2), (50, 25), (50, 50), (12, 5), (12, 20)])
+def test_every_prediction_comes_once_and_sees_enough(max_history, predictions_per_row):
     sequences = random_sequences(skip=0.2)
-    found = epoch_of(SequenceBatches(sequences, 200, window, predictions_per_row))
-    full = {target: (owner, context) for owner, context, target, _ in expected_predictions(sequences, window)}
+    found = epoch_of(SequenceBatches(sequences, 200, max_history, predictions_per_row))
+    full = {target: (user, context) for user, context, target, _ in expected_predictions(sequences, max_history)}
     assert Counter(target for _, _, target, _ in found) == Counter(full.keys())
-    for owner, context, target, _ in found:
-        assert owner == full[target][0]
+    for user, context, target, _ in found:
+        assert user == full[target][0]
         assert context == full[target][1][-len(context) :], "the items right before the target"
-        assert len(context) >= min(len(full[target][1]), max(1, window - predictions_per_row + 1))
+        assert len(context) >= min(len(full[target][1]), max(1, max_history - predictions_per_row + 1))
 
 
 @pytest.mark.parametrize(
     ("predictions_per_row", "read"), [(1, 8725), (2, 650 + 75 * 50), (25, 25 + 7 * 50), (50, 4 * 50)]
 )
 def test_predictions_that_share_a_history_cost_less(predictions_per_row, read):
-    starts, ends, firsts, _ = cut_windows(make_sequences([200] * 5), 50, predictions_per_row)
-    assert (ends - starts <= 50).all() and (ends - firsts < predictions_per_row).all()
-    assert (ends - starts).sum() == 5 * read
+    segments = cut_segments(make_sequences([200] * 5), 50, predictions_per_row)
+    lengths = segments.ends - segments.starts
+    assert (lengths <= 50).all() and (segments.ends - segments.first_targets < predictions_per_row).all()
+    assert lengths.sum() == 5 * read
 
 
-def test_windows_without_predictions_are_not_encoded():
+def test_segments_without_predictions_are_not_encoded():
     sequences = make_sequences([10, 10, 120])
     sequences.weights[:10] = 0  # the first sequence predicts nothing
     sequences.weights[-50:] = 0  # nor does the end of the last
-    _, ends, firsts, sequence_of = cut_windows(sequences, 50, 25)
-    assert sequence_of.tolist() == [1, 2, 2, 2]
-    running = np.cumsum(sequences.weights)
-    assert (running[ends] > running[firsts - 1]).all()
+    segments = cut_segments(sequences, 50, 25)
+    assert segments.sequences.tolist() == [1, 2, 2, 2]
+    weights = np.cumsum(sequences.weights)
+    assert (weights[segments.ends] - weights[segments.first_targets - 1]).tolist() == segments.predictions.tolist()
+    assert segments.predictions.min() > 0
 
 
 def test_batches_are_near_the_size_asked_for():
@@ -111,7 +113,7 @@ def test_batches_are_near_the_size_asked_for():
         assert len(sizes) == len(batches) == round(sequences.n_predictions / size)
         mean = sequences.n_predictions / len(sizes)
         assert abs(mean - size) <= size / (2 * len(sizes)) + 1
-        assert all(abs(got - mean) < batches.predictions.max() for got in sizes)
+        assert all(abs(got - mean) < batches.segments.predictions.max() for got in sizes)
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 49])
@@ -236,26 +238,38 @@ def test_a_batch_moves_as_a_whole():
 # -- parts of a batch ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 100, 1000])
 @pytest.mark.parametrize("augmented", [False, True])
 def test_the_parts_of_a_batch_are_the_batch(count, augmented, tmp_path):
     """In order, each row and each prediction once, with its own view."""
-    write_mixture(tmp_path, users=9, window=6, longest=14)
+    write_mixture(tmp_path, users=9, cut_length=6, longest=14)
     sequences = UniSRecDataset(small_config("pretrain", "Mix", str(tmp_path))).sequences("train")
     options = {"augment_ratios": {"item_drop_ratio": 0.4, "item_drop_coefficient": 0.5}} if augmented else {}
     (batch,) = SequenceBatches(sequences, 10**6, 6, 2, n_items=29, **options)
     parts = batch.split(count)
     rows = sum(len(items) for items in batch.items)
-    assert len(parts) == min(count, rows) or count == 100
+    assert [sum(map(len, part.items)) for part in parts] == expected_rows(batch, count)
     assert sum(len(part) for part in parts) == len(batch)
     for name in ("targets", "users"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
     for items, scored in (("items", "scored"), ("augmented_items", "augmented_scored"))[: 1 + augmented]:
         assert sum(len(bucket) for part in parts for bucket in getattr(part, items)) == rows
         assert torch.equal(seen(parts, items, scored), seen([batch], items, scored))
-    if count < 10:
-        work = [sum(items.numel() for items in part.items) for part in parts]
-        assert max(work) - min(work) <= 2 * 14
+    positions = [sum(items.numel() for items in part.items) for part in parts]
+    assert max(positions) - min(positions) <= 2 * max(items.size(1) for items in batch.items)
+
+
+def expected_rows(batch, count):
+    """The rows of each part: a part ends with the row that reaches the next of `count` equal shares of positions."""
+    lengths = [items.size(1) for items in batch.items for _ in items]
+    shares = [sum(lengths) * number / count for number in range(1, count + 1)]
+    rows, positions, parts = 0, 0, []
+    for length in lengths:
+        rows, positions = rows + 1, positions + length
+        if any(positions - length < share <= positions for share in shares):
+            parts.append(rows)
+            rows = 0
+    return parts
 
 
 def seen(batches, items, scored):

@@ -116,7 +116,7 @@ def test_features_belong_to_their_items(published):
 
 def test_histories_may_be_cut_further_and_keep_their_newest_items(published):
     dataset = open_published(published, MAX_ITEM_LIST_LENGTH=3)
-    assert dataset.window == 3 and dataset.max_item_list_len == 3
+    assert dataset.max_history == 3 and dataset.max_item_list_len == 3
     for split, part in zip(SPLITS, dataset.build(), strict=True):
         expected = [(user, history[-3:], target) for user, history, target in file_rows(published, split)]
         assert Counter(dataset_rows(part)) == Counter(expected)

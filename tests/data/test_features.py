@@ -1,4 +1,4 @@
-"""Text features stay in their files; ids are ranges over the domains of a mixture."""
+"""Text features stay in their files and are read where they are needed."""
 
 import json
 import os
@@ -10,7 +10,6 @@ import torch
 from common.errors import UserError
 from data import ItemFeatures
 from data.catalogue import open_catalogue
-from data.files import DOMAIN
 from tests.small_data import write_downstream, write_features, write_mixture
 
 COUNTS = (9, 14, 6)
@@ -59,19 +58,6 @@ def test_ids_outside_the_catalogue_are_programming_errors(mix):
             features.lookup(torch.tensor([1, wrong]))
 
 
-def test_ids_are_consecutive_ranges_over_domains(mix):
-    catalogue = open_catalogue(mix, "Mix", "auto", None, 24)[0]
-    numbers = np.array([domain * DOMAIN + index for domain, count in enumerate(COUNTS) for index in range(count)])
-    ids = catalogue.ids(numbers, "file", np.arange(len(numbers)))
-    assert ids.tolist() == list(range(1, 30))
-    tokens = catalogue.tokens()
-    assert tokens[0] == "[PAD]" and len(tokens) == 30
-    assert tokens[ids].tolist() == [f"{number // DOMAIN}-{number % DOMAIN}" for number in numbers]
-    for wrong, words in ((1 * DOMAIN + 14, "1-14 .* holds 14 items"), (3 * DOMAIN, "3-0 .* names 3 domains")):
-        with pytest.raises(UserError, match=rf"x.inter, line 12: item {words}"):
-            catalogue.ids(np.array([0, wrong]), "x.inter", [11, 12])
-
-
 def test_the_table_of_one_domain_is_the_file_itself(tmp_path):
     features = write_features(tmp_path / "a", 50)
     opened = ItemFeatures([str(tmp_path / "a")], [50], 24)
@@ -106,7 +92,7 @@ def test_features_do_not_fill_the_memory(tmp_path):
     assert resident_anonymous_bytes() - before < size / 10
 
 
-# -- which items there are ----------------------------------------------------------------------------------------
+# -- the size of a feature file -----------------------------------------------------------------------------------
 
 
 def test_the_description_says_the_width(tmp_path):
@@ -137,80 +123,8 @@ def test_a_size_that_does_not_fit_is_refused(tmp_path, plm_size, description, me
         open_catalogue(str(tmp_path / "Small"), "Small", "auto", None, plm_size)
 
 
-def test_a_width_that_divides_the_file_but_gives_other_items_is_refused(tmp_path):
-    write_downstream(tmp_path)
-    with open(tmp_path / "Small" / "Small.item2index", "w") as file:
-        file.writelines(f"raw{index}\t{index}\n" for index in range(40))
-    open_catalogue(str(tmp_path / "Small"), "Small", "auto", None, 24)
-    with pytest.raises(UserError, match="holds 20 items of width 48, but .*item2index names 40"):
-        open_catalogue(str(tmp_path / "Small"), "Small", "auto", None, 48)
-
-
 def test_an_empty_feature_file_is_refused(tmp_path):
     write_downstream(tmp_path)
     open(tmp_path / "Small" / "Small.feat1CLS", "w").close()
     with pytest.raises(UserError, match="0 bytes"):
         open_catalogue(str(tmp_path / "Small"), "Small", "auto", None, 24)
-
-
-def test_domains_must_be_encoded_alike(mix):
-    write_features(os.path.join(mix, "Domain1.feat2CLS"), 13)
-    open_catalogue(mix, "Mix", "auto", None, 24)
-    with pytest.raises(UserError, match="Domain1.feat2CLS: does not fit feat1CLS"):
-        open_catalogue(mix, "Mix", "auto", "auto", 24)
-    write_features(os.path.join(mix, "Domain1.feat1CLS"), 7, width=48)
-    with open(os.path.join(mix, "Domain1.feat1CLS.json"), "w") as file:
-        json.dump({"width": 48, "items": 7}, file)
-    with pytest.raises(UserError, match="Domain1.feat1CLS: vectors of 48"):
-        open_catalogue(mix, "Mix", "auto", None, 24)
-
-
-def test_mean_pooled_features_are_found(mix):
-    for domain in range(3):
-        os.rename(os.path.join(mix, f"Domain{domain}.feat1CLS"), os.path.join(mix, f"Domain{domain}.feat1Mean"))
-        os.rename(os.path.join(mix, f"Domain{domain}.feat2CLS"), os.path.join(mix, f"Domain{domain}.feat2Mean"))
-    assert open_catalogue(mix, "Mix", "auto", "auto", 24)[1].augmented
-    with pytest.raises(UserError, match="Domain0.feat1CLS: no such feature file"):
-        open_catalogue(mix, "Mix", "feat1CLS", None, 24)
-
-
-def test_models_that_need_no_text_need_no_features(tmp_path, mix):
-    write_downstream(tmp_path, items=37)
-    os.remove(tmp_path / "Small" / "Small.feat1CLS")
-    catalogue, features = open_catalogue(str(tmp_path / "Small"), "Small", "auto", None, 24, need_features=False)
-    assert features is None and catalogue.counts == [37]
-    with open(tmp_path / "Small" / "Small.item2index", "w") as file:
-        file.writelines(f"raw{index}\t{index}\n" for index in range(41))  # some items occur in no row
-    assert open_catalogue(str(tmp_path / "Small"), "Small", "auto", None, 24, need_features=False)[0].counts == [41]
-    found = open_catalogue(mix, "Mix", "auto", None, 24, need_features=False)[0].counts
-    assert found == list(COUNTS)
-
-
-def test_a_missing_folder_names_those_that_are_there(tmp_path):
-    write_downstream(tmp_path)
-    with pytest.raises(UserError, match="Smal: no such data set .found Small"):
-        open_catalogue(str(tmp_path / "Smal"), "Smal", "auto", None, 24)
-
-
-def test_features_of_other_texts_are_refused(tmp_path, mix):
-    """Processed again, a data set may have as many items as before, but others."""
-    write_downstream(tmp_path)
-    for name, domain in (("Small", "Small"), ("Mix", "Domain1")):
-        folder = tmp_path / name
-        size = os.path.getsize(folder / f"{domain}.feat1CLS")
-        about = {"width": 24, "items": size // 96, "dtype": "float32", "texts_sha256": "old"}
-        (folder / f"{domain}.feat1CLS.json").write_text(json.dumps(about))
-        stage = ("auto", None, 24)
-        open_catalogue(str(folder), name, *stage)  # no description of the data set: taken as it is
-        for told, fits in (("old", True), ("new", False)):
-            part = {"name": domain, "texts_sha256": told}
-            description = part if name == domain else {"name": name, "domains": [part]}
-            (folder / f"{name}.json").write_text(json.dumps(description))
-            if fits:
-                open_catalogue(str(folder), name, *stage)
-            else:
-                with pytest.raises(UserError, match=f"{domain}.feat1CLS: was made from other .* -d {domain}"):
-                    open_catalogue(str(folder), name, *stage)
-        (folder / f"{name}.json").write_text("[]")
-        with pytest.raises(UserError, match="expected a description"):
-            open_catalogue(str(folder), name, *stage)

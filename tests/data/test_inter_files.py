@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from data import files
+from data import files, inter_files
 from data.catalogue import Catalogue
-from data.files import DOMAIN, largest_numbers, load_sequences
+from data.files import count_items, load_sequences
+from data.sequences import DOMAIN_STRIDE
 from tests.small_data import write_inter
 
 ONE = Catalogue("Small", ["Small"], [100], False, "Small.feat1CLS")
@@ -38,7 +39,7 @@ SMALL = {
     "items": [5, 1, 8, 10, 2, 100],  # id = index + 1
     "weights": [0, 1, 1, 1, 0, 1],
     "users": [5, 3],
-    "window": 3,
+    "cut_length": 3,
 }
 
 
@@ -52,8 +53,8 @@ def test_mixtures_number_items_domain_after_domain(tmp_path):
     write_inter(tmp_path / "Mix.train.inter", [("0-7", ["0-0", "0-9"], "0-4"), ("1-7", ["1-0", "1-19"], "1-3")])
     sequences = load(str(tmp_path / "Mix.train.inter"), TWO)
     assert sequences.items.tolist() == [1, 10, 5, 11, 30, 14]
-    assert sequences.users.tolist() == [7, DOMAIN + 7]
-    assert largest_numbers(str(tmp_path / "Mix.train.inter"), True, 2) == [10, 20]
+    assert sequences.users.tolist() == [7, DOMAIN_STRIDE + 7]
+    assert count_items(str(tmp_path / "Mix.train.inter"), True, 2) == [10, 20]
 
 
 def test_other_columns_and_line_ends_do_not_matter(tmp_path):
@@ -70,7 +71,7 @@ def test_a_file_is_read_in_parts(tmp_path, monkeypatch, size):
     write_inter(tmp_path / "a.inter", rows)
     whole = as_lists(load(str(tmp_path / "a.inter")))
     assert whole["users"] == list(range(9)) and whole["items"] == 9 * list(range(1, 11))
-    monkeypatch.setattr(files, "_CHUNK", size)
+    monkeypatch.setattr(inter_files, "_CHUNK_BYTES", size)
     monkeypatch.setattr(files, "_read_cache", lambda *_: None)
     assert as_lists(load(str(tmp_path / "a.inter"))) == whole
     write_inter(tmp_path / "b.inter", [*rows, (1, [2, 100], 3)])
@@ -91,7 +92,7 @@ def test_a_file_is_read_in_parts(tmp_path, monkeypatch, size):
         ("5\t4\t100", "line 6: item 100 has no feature"),
         ("5\t4 100\t1", "line 6: item 100 has no feature"),
         ("5\t4\t5000000000", "holds a number above 4294967295"),
-        ("5\t4\t1\t6", "is no tab-separated text"),
+        ("5\t4\t1\t6", "line 6: found 4 tab-separated columns, expected 3 as in the header"),
     ],
 )
 def test_a_wrong_row_is_named(path, row, message):
@@ -149,8 +150,8 @@ def test_the_second_load_does_not_parse(path, tmp_path, no_parser):
     no_parser()
     again = load(path)
     assert as_lists(again) == as_lists(first)
-    assert {n: v.dtype for n, v in vars(again).items() if n != "window"} == {
-        n: v.dtype for n, v in vars(first).items() if n != "window"
+    assert {n: v.dtype for n, v in vars(again).items() if n != "cut_length"} == {
+        n: v.dtype for n, v in vars(first).items() if n != "cut_length"
     }
 
 

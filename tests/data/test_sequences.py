@@ -9,40 +9,40 @@ from data import fold_rows
 from tests.small_data import prefix_rows, random_histories
 
 
-def fold(rows, window=None):
+def fold(rows, cut_length=None):
     """Fold rows (user, history, target)."""
     return fold_rows(
         np.array([user for user, _, _ in rows], np.int64),
         np.array([len(history) for _, history, _ in rows], np.int64),
         np.array([item for _, history, _ in rows for item in history], np.int32),
         np.array([target for _, _, target in rows], np.int32),
-        window,
+        cut_length,
     )
 
 
-def pairs_of_rows(rows, window):
+def pairs_of_rows(rows, cut_length):
     """The slow reference: each row's user, newest items and target, counted."""
-    return Counter((user, tuple(history[-window:]), target) for user, history, target in rows)
+    return Counter((user, tuple(history[-cut_length:]), target) for user, history, target in rows)
 
 
 def pairs_of_sequences(sequences):
     """The same, read off the folded sequences."""
     pairs = Counter()
-    for position, owner in zip(*sequences.rows(), strict=True):
-        start = max(sequences.offsets[owner], position - sequences.window)
+    for position, sequence in zip(*sequences.rows(), strict=True):
+        start = max(sequences.offsets[sequence], position - sequences.cut_length)
         history = tuple(sequences.items[start:position].tolist())
-        pairs[int(sequences.users[owner]), history, int(sequences.items[position])] += 1
+        pairs[int(sequences.users[sequence]), history, int(sequences.items[position])] += 1
     return pairs
 
 
 def random_rows(random):
     """Rows of a few users over few items, so that histories repeat and look like each other's continuation."""
-    window, items = int(random.integers(1, 6)), int(random.integers(1, 5))
+    cut_length, items = int(random.integers(1, 6)), int(random.integers(1, 5))
     rows = []
     for user in random.permutation(40)[: random.integers(1, 6)].tolist():
         for _ in range(random.integers(1, 3)):  # sometimes two unrelated sequences of one user
             history = random.integers(1, items + 1, random.integers(2, 14)).tolist()
-            own = prefix_rows(history, window)
+            own = prefix_rows(history, cut_length)
             keep = random.random(len(own)) < random.choice([0.5, 0.9, 1.0])
             copies = np.where(random.random(len(own)) < random.choice([0.0, 0.3]), 2, 1) * keep
             rows += [(user, *row) for row, times in zip(own, copies, strict=True) for _ in range(times)]
@@ -70,10 +70,10 @@ def test_no_pair_is_lost_or_invented(order):
             rows = [rows[number] for number in random.permutation(len(rows))]
         elif order == "interleaved":
             rows = interleave(rows)
-        window = None if random.random() < 0.5 else int(random.integers(1, 6))
-        sequences = fold(rows, window)
-        assert sequences.window == (window or max(len(history) for _, history, _ in rows))
-        assert pairs_of_sequences(sequences) == pairs_of_rows(rows, sequences.window), rows
+        cut_length = None if random.random() < 0.5 else int(random.integers(1, 6))
+        sequences = fold(rows, cut_length)
+        assert sequences.cut_length == (cut_length or max(len(history) for _, history, _ in rows))
+        assert pairs_of_sequences(sequences) == pairs_of_rows(rows, sequences.cut_length), rows
         assert sequences.n_predictions == len(rows)
         assert sequences.offsets[0] == 0 and sequences.offsets[-1] == len(sequences.items) == len(sequences.weights)
         assert (sequences.weights[sequences.offsets[:-1]] == 0).all(), "a first item has nothing before it"
@@ -101,9 +101,9 @@ def test_a_small_example_exactly():
     assert sequences.offsets.tolist() == [0, 4, 7, 9]
     assert sequences.items.tolist() == [3, 1, 4, 1, 5, 9, 2, 6, 6]
     assert sequences.weights.tolist() == [0, 0, 2, 1, 0, 0, 1, 0, 1]
-    assert (sequences.window, sequences.n_predictions) == (3, 5)
-    positions, sequence_of = sequences.rows()
-    assert positions.tolist() == [2, 2, 3, 6, 8] and sequence_of.tolist() == [0, 0, 0, 1, 2]
+    assert (sequences.cut_length, sequences.n_predictions) == (3, 5)
+    positions, row_sequences = sequences.rows()
+    assert positions.tolist() == [2, 2, 3, 6, 8] and row_sequences.tolist() == [0, 0, 0, 1, 2]
 
 
 def test_histories_cut_to_the_window_are_chained():
@@ -119,11 +119,11 @@ def test_a_row_that_fits_nowhere_stays_a_sequence_that_scores_its_last_position(
     assert sequences.weights.tolist() == [0, 1, 0, 1, 0, 0, 1]
 
 
-@pytest.mark.parametrize("window", [1, 8, 50])
-def test_a_published_file_folds_to_one_sequence_a_user(window):
-    histories = random_histories(users=120, items=500, shortest=2, longest=2 * window + 20)
-    assert max(map(len, histories)) > window + 1
-    rows = [(user, *row) for user, history in enumerate(histories) for row in prefix_rows(history, window)]
+@pytest.mark.parametrize("cut_length", [1, 8, 50])
+def test_a_published_file_folds_to_one_sequence_a_user(cut_length):
+    histories = random_histories(users=120, items=500, shortest=2, longest=2 * cut_length + 20)
+    assert max(map(len, histories)) > cut_length + 1
+    rows = [(user, *row) for user, history in enumerate(histories) for row in prefix_rows(history, cut_length)]
     sequences = fold(rows)
     assert sequences.users.tolist() == list(range(len(histories)))
     assert sequences.items.tolist() == [item for history in histories for item in history]

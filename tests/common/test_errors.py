@@ -1,4 +1,4 @@
-"""A user's error ends in one line and exit code 2; a programming error keeps its traceback."""
+"""A user's error ends in one line and exit code 2. A programming error keeps its traceback."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def fail_with(error):
     return main
 
 
-def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(capsys):
+def test_an_error_is_one_line_on_stderr_and_exit_code_2(capsys):
     with pytest.raises(SystemExit) as end:
         run_command(fail_with(UserError("a.inter: found\nthis,\nexpected that")), [])
     captured = capsys.readouterr()
@@ -21,7 +21,7 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(capsys):
     assert captured.out == ""
 
 
-def test_a_programming_error_is_not_dressed_up():
+def test_a_programming_error_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_command(lambda argv: 1 / 0, [])
 
