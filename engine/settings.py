@@ -293,11 +293,7 @@ def settle(command: str, options: dict, recbole=(), own=()) -> Settled:
     given, where = {}, {}
     for prefix, content in sources:
         for key, value in content.items():
-            setting, usual = settings.get(key) or Setting(key, None), ranges.get(key)
-            if usual and not setting.range and setting.kind == usual.kind:
-                setting = dataclasses.replace(setting, range=usual.range)
-            elif key.endswith("_size") and not setting.range and setting.kind == "int":
-                setting = dataclasses.replace(setting, range="1 or more")  # RecBole's sizes, which declare none
+            setting = _with_range(settings.get(key) or Setting(key, None), ranges)
             given[key], where[key] = setting.check(value, prefix + key), prefix + key
     settled = Settled(files, settings, given, where)
     check_window(given, settled.values())
@@ -309,8 +305,19 @@ def _last(sources, key):
     return next((content[key] for _, content in reversed(sources) if key in content), None)
 
 
+def _with_range(setting, ranges):
+    """RecBole's YAML files declare no ranges: a key has that of its namesake in props/, a size is 1 or more."""
+    namesake = ranges.get(setting.key)
+    if setting.range or not setting.kind:
+        return setting
+    if namesake and namesake.kind == setting.kind:
+        return dataclasses.replace(setting, range=namesake.range)
+    is_size = setting.kind == "int" and setting.key.endswith("_size")
+    return dataclasses.replace(setting, range="1 or more") if is_size else setting
+
+
 def _ranges_of_props():
-    """The ranges that hold for a key whichever model reads it; what allows one word only concerns its file alone."""
+    """The settings with ranges of all files, by key; a range of a single word concerns the model of its file alone."""
     every = (read_settings(props_file(name)) for name in dict.fromkeys(sum(COMMAND_PROPS.values(), ())))
     found = (setting for settings in every for setting in settings.values())
     return {setting.key: setting for setting in found if setting.range and len(setting.choices()) != 1}
