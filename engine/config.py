@@ -25,7 +25,7 @@ PROPS = os.path.join(ROOT, "props")
 # keys that RecBole reads but whose defaults stand in none of its YAML files
 _RECBOLE_EXTRAS = {"reg_weight", "loss_type", "config_files"}
 # the kinds of values that stand for nothing (~) by default
-_KINDS = {"pretrained": str, "resume": str, "result_file": str, "clip_grad_norm": dict}
+_KINDS = {"pretrained": str, "resume": str, "result_file": str, "ranks_file": str, "clip_grad_norm": dict}
 
 _ACTIVATIONS = ["gelu", "relu", "swish", "tanh", "sigmoid"]
 _TESTS = {  # what a value must be, in words and as a test
