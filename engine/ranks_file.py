@@ -54,7 +54,7 @@ def read_ranks(path: str) -> RankTable:
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; {advice}")
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)  # brackets in a path are no pattern
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{path}: is no Parquet file ({str(error).splitlines()[0]}); {advice}") from None
     missing = [name for name in COLUMNS if name not in frame.columns]
