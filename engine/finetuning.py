@@ -3,14 +3,17 @@
 import logging
 import os
 
+import numpy as np
 from recbole.data.utils import get_dataloader
 
 from baselines import entry
 from common.files import check_can_write
-from common.processes import rank
+from common.processes import is_main, rank
 from engine.building import build_model, open_dataset, sequence_batches, set_seeds
 from engine.checkpoint import adopt_settings, check_features, load_weights, read_checkpoint
 from engine.evaluate import Evaluation
+from engine.groups import format_groups, group_metrics
+from engine.ranks_file import write_ranks
 from engine.reporting import Stopwatch, result_path, start_logging, write_result
 from engine.trainer import Progress, Trainer
 from layers.encoder import AllPositions
@@ -71,6 +74,8 @@ def train_and_test(config, model, batches, evaluation, name, watch, item_tokens)
     path = os.path.join(config["checkpoint_dir"], f"{name}.pth")
     show = bool(config["show_progress"])
     check_can_write(result_path(config, path))
+    if config["ranks_file"]:
+        check_can_write(config["ranks_file"])
     set_seeds(config["seed"], rank())
     progress = Progress()
     if config["epochs"] > 0:
@@ -78,8 +83,12 @@ def train_and_test(config, model, batches, evaluation, name, watch, item_tokens)
         progress = trainer.fit(batches, lambda model: evaluation(model, "valid", show))
     with watch("evaluate"):
         valid = progress.best_metrics or evaluation(model, "valid", show)
-        test = evaluation(model, "test", show)
+        table, test = evaluation.evaluate(model, "test", show)
     logger.info("test  %s", "  ".join(f"{key} {value:.4f}" for key, value in test.items()))
+    groups = _groups(config, evaluation, table) if config["groups"] else None
+    if config["ranks_file"] and is_main():
+        write_ranks(config["ranks_file"], table, evaluation.dataset)
+        logger.info("ranks: %s", config["ranks_file"])
     seconds = {
         **watch.seconds,
         "train": progress.train_seconds,
@@ -95,7 +104,17 @@ def train_and_test(config, model, batches, evaluation, name, watch, item_tokens)
         seconds,
         speed,
         best_epoch=progress.best_epoch,
+        groups=groups,
     )
+
+
+def _groups(config, evaluation, table):
+    """The test metrics by group, logged as a table. Returns dict, see `group_metrics`."""
+    counts = np.bincount(evaluation.dataset.sequences("train").items, minlength=evaluation.dataset.item_num)
+    groups = group_metrics(table, counts, evaluation.by_rank, config["topk"])
+    for line in format_groups(groups):
+        logger.info("%s", line)
+    return groups
 
 
 def _settle_stage(config, checkpoint):

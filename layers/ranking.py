@@ -43,7 +43,7 @@ def ranks_in_blocks(
 
 def _twice_preceding(scores, own):
     """2 for each score above a row's own, 1 for each equal one: float64 [B]; NaN where a score or `own` is NaN."""
-    margin = TIE * own.abs()
+    margin = (TIE * own.abs()).masked_fill(own.isinf(), 0.0)  # inf - inf is NaN
     points = (scores > own + margin).to(torch.int8).add_(scores >= own - margin)
-    total = points.sum(1, dtype=torch.int32).double()
+    total = points.sum(1, dtype=torch.int32).double()  # int64, the default, takes four times as long
     return total + 0 * (scores.amax(1) + own[:, 0]).nan_to_num(torch.nan, 0.0, 0.0)  # maxima keep NaN

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 from recbole.data.transform import construct_transform
 from recbole.data.utils import data_preparation
-from recbole.evaluator import Collector
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.trainer import Trainer
 from recbole.utils import InputType
@@ -21,7 +20,7 @@ from recbole.utils import InputType
 from baselines import MODELS
 from data import UniSRecDataset
 from engine.config import build_config
-from engine.evaluate import Evaluation, TopKCollector
+from engine.evaluate import Evaluation
 from tests.small_data import write_downstream
 from unisrec import UniSRec
 
@@ -262,46 +261,3 @@ def test_evaluation_with_sampled_negatives(mode, small, workplace):
     np.random.seed(1)
     assert own == pytest.approx(Trainer(config, model).evaluate(valid, load_best_model=False), abs=1e-12)
     assert 0 < own["recall@5"] < 1 == own["recall@10"]
-
-
-@pytest.mark.parametrize("metrics", [["Recall", "NDCG", "MRR", "Hit", "Precision", "MAP"], ["NDCG", "ItemCoverage"]])
-def test_the_quick_collector_collects_what_recboles_does(metrics, small):
-    config = config_for("SASRec", small, metrics=metrics, topk=[3, 10])
-    ours, recboles = TopKCollector(config), Collector(config)
-    torch.manual_seed(0)
-    for rows in (5, 1, 9):
-        scores = torch.randn(rows, 40)
-        scores[:, 0] = -torch.inf
-        targets = torch.randint(1, 40, (rows,))
-        for collector in (ours, recboles):
-            collector.eval_batch_collect(scores, None, torch.arange(rows), targets)
-    ours, recboles = ours.get_data_struct(), recboles.get_data_struct()
-    assert torch.equal(ours["rec.topk"], recboles["rec.topk"]) and ours["rec.topk"].shape == (15, 11)
-    if "ItemCoverage" in metrics:
-        assert torch.equal(ours["rec.items"], recboles["rec.items"])
-
-
-@pytest.mark.parametrize("case", ["several targets", "mean rank"])
-def test_the_quick_collector_leaves_the_rest_to_recboles(case, small):
-    metrics = ["Recall", "NDCG"] if case == "several targets" else ["GAUC", "NDCG"]
-    config = config_for("SASRec", small, metrics=metrics, topk=[3], valid_metric="NDCG@3")
-    ours, recboles = TopKCollector(config), Collector(config)
-    scores = torch.randn(3, 20)
-    rows = torch.tensor([0, 1, 1, 2] if case == "several targets" else [0, 1, 2])
-    targets = torch.tensor([4, 5, 6, 7])[: len(rows)]
-    for collector in (ours, recboles):
-        collector.eval_batch_collect(scores, None, rows, targets)
-    ours, recboles = ours.get_data_struct(), recboles.get_data_struct()
-    assert ours._data_dict.keys() == recboles._data_dict.keys()
-    assert all(torch.equal(ours[name], recboles[name]) for name in ours._data_dict)
-
-
-def test_a_catalogue_smaller_than_k(small):
-    """RecBole's own collector needs k columns; missing ones count as misses."""
-    config = config_for("SASRec", small, topk=[3, 10])
-    ours, recboles = TopKCollector(config), Collector(config)
-    scores, targets = torch.randn(6, 5), torch.tensor([1, 2, 3, 4, 1, 2])
-    ours.eval_batch_collect(scores, None, torch.arange(6), targets)
-    recboles.eval_batch_collect(F.pad(scores, (0, 7), value=-torch.inf), None, torch.arange(6), targets)
-    ours, recboles = ours.get_data_struct()["rec.topk"], recboles.get_data_struct()["rec.topk"]
-    assert torch.equal(ours, recboles) and ours.shape == (6, 11)
