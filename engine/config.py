@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from common.errors import UserError, did_you_mean
-from engine.compat import patch_recbole, sklearn_on_demand
+from engine.compat import patch_recbole
+from engine.startup import sklearn_on_demand
 
 with sklearn_on_demand():
     from recbole.config import Config as RecBoleConfig
