@@ -42,26 +42,32 @@ def pretrain(config):
 
 
 def _pretrain(config, first_start):
-    """The same among processes that have joined; after a restart the run goes on from what it has saved since
-    `first_start` (seconds since 1970; else None)."""
+    """Pre-train as one of the processes of the group.
+
+    After a restart by torchrun the run continues from the last checkpoint that it has saved since `first_start`, in
+    seconds since 1970. Without a restart `first_start` is None.
+    """
     from common.processes import from_main, is_main, rank
     from engine.building import build_model, open_dataset, sequence_batches, set_seeds
     from engine.checkpoint import latest_of_run, load_weights, read_checkpoint
-    from engine.reporting import start_logging
+    from engine.reporting import report_settings, start_logging
+    from engine.runs import identify
     from engine.trainer import Trainer
     from unisrec import UniSRec
 
     start_logging(config)
+    report_settings(config)
     dataset = open_dataset(config)
     batches = sequence_batches(config, dataset)
     model = build_model(UniSRec, config, dataset)
     path = os.path.join(config["checkpoint_dir"], f"UniSRec-{config['dataset']}-{{epoch}}.pth")
-    trainer = Trainer(config, model, path)
-    set_seeds(config["seed"], rank())
     resume = latest_of_run(path, config, first_start) if first_start and is_main() else None
     resume = from_main(resume or config["resume"])
+    # the main process reads it for all: the nodes may not share the folder
+    checkpoint = from_main(read_checkpoint(resume) if is_main() else None) if resume else None
+    trainer = Trainer(config, model, path, run=identify(config, dataset, checkpoint, resume=bool(resume)))
+    set_seeds(config["seed"], rank())
     if resume:
-        checkpoint = from_main(read_checkpoint(resume) if is_main() else None)  # nodes may not share the folder
         load_weights(model, checkpoint, resume)
         trainer.resume(checkpoint, resume)
     trainer.fit(batches, save_step=config["save_step"])

@@ -21,15 +21,18 @@ class ItemFeatures:
         width (int): numbers per vector, D.
         dtype (str): `float32` or `float16`.
         augmented_paths (list of str): the same for `feat2*`; empty if not needed.
+
+    Attributes:
+        paths (list of str): all files, `feat1*` first.
     """
 
     def __init__(self, paths, counts, width, dtype="float32", augmented_paths=()):
         self.width = width
         self.n_items = sum(counts)
         self.augmented = bool(augmented_paths)
-        every = list(paths) + list(augmented_paths)
+        self.paths = list(paths) + list(augmented_paths)
         sizes = list(counts) * (2 if self.augmented else 1)
-        self._maps = [np.memmap(path, dtype, "r", shape=(n, width)) for path, n in zip(every, sizes, strict=True)]
+        self._maps = [np.memmap(path, dtype, "r", shape=(n, width)) for path, n in zip(self.paths, sizes, strict=True)]
         self._starts = np.cumsum([1] + sizes)
 
     def lookup(self, ids):

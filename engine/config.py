@@ -8,6 +8,7 @@ import glob
 import math
 import os
 import re
+import types
 
 import torch
 import yaml
@@ -84,7 +85,12 @@ class Config(RecBoleConfig):
         dataset (str): the data set.
         files (list of str): YAML files, later ones win.
         options (dict): the command line's keys and values.
+
+    Attributes:
+        changed (dict): what the user has set otherwise than the command's defaults; filled by `build_config`.
     """
+
+    changed = types.MappingProxyType({})
 
     def __init__(self, model, dataset, files=(), options=None):
         super().__init__(model=model, dataset=dataset, config_file_list=list(files), config_dict=dict(options or {}))
@@ -261,6 +267,7 @@ def build_config(model, dataset, props, options):
         if key not in known:
             raise UserError(f"unknown option --{key}{did_you_mean('--' + key, ['--' + k for k in known])}")
     settings = _checked([*((f"{path}: ", content) for path, content in given), ("option --", options)], defaults)
+    changed = {key: value for key, value in settings.items() if value != defaults.get(key)}
     for key in ("data_path", "checkpoint_dir"):
         # where nobody gave a path, it lies beside the code, so that a command works from any folder
         settings.setdefault(key, os.path.join(ROOT, defaults[key]))
@@ -270,9 +277,11 @@ def build_config(model, dataset, props, options):
     if _compares_pairs(model, {**defaults, **settings}):
         settings.setdefault("train_neg_sample_args", {"distribution": "uniform", "sample_num": 1})  # RecBole's default
     try:
-        return Config(model, dataset, ours, settings)
+        config = Config(model, dataset, ours, settings)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:  # RecBole checks eval_args and more
         raise UserError(f"settings of {model.__name__} on {dataset}: {' '.join(str(error).split())}") from error
+    config.changed = changed
+    return config
 
 
 def _compares_pairs(model, settings):
