@@ -21,7 +21,7 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, PROJECT)
 
 from common.errors import run_command  # noqa: E402
-from dataset.preprocessing.encoding_options import add_encoding_options, encode_as_asked  # noqa: E402
+from dataset.preprocessing.encoding_options import add_encoding_options, encoding_settings  # noqa: E402
 
 LOOP_BATCH = 4  # texts
 LOOPS = {  # name: (keeps the graph, threads; None: as many as torch takes)
@@ -160,13 +160,13 @@ def encode_distinct(model, texts):
 
 def whole_job(options):
     """Encode the data set in a folder of its own. Returns seconds."""
-    from dataset.preprocessing.encode_text import copy_split
+    from dataset.preprocessing.encode_text import copy_split, encode_dataset
 
     options.variants = 1
     with tempfile.TemporaryDirectory() as folder:
         copy_split(options.dataset, os.path.join(options.data_path, options.dataset), folder)
         start = time.perf_counter()
-        encode_as_asked(options.dataset, folder, options)
+        encode_dataset(options.dataset, folder, **encoding_settings(options))
         return time.perf_counter() - start
 
 
