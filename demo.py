@@ -4,6 +4,7 @@ MovieLens-100k (comes with RecBole) is cut by main genre into four shops with no
 years and genres are encoded by MiniLM, the model is pre-trained on three of the shops and moves to the fourth.
 """
 
+import glob
 import logging
 import os
 
@@ -75,6 +76,8 @@ def pretrain_on_sources(data):
     from pretrain import configure, pretrain
 
     say(f"3. pre-training on {', '.join(SOURCES)}")
+    for earlier in glob.glob(os.path.join(FOLDER, f"UniSRec-{MIXTURE}-*.pth")):
+        os.remove(earlier)  # of an earlier demo; if the code has changed since, pre-training would not replace it
     return pretrain(
         configure(
             {"dataset": MIXTURE, "data_path": os.path.join(data, "pretrain"), "checkpoint_dir": FOLDER, **PRETRAIN}

@@ -13,7 +13,7 @@ python finetune.py -d NAME [-p CHECKPOINT] [--key=value ...]
   -f, --fix_enc true|false  keep the pre-trained transformer as it is (default true)
   --train_stage STAGE       inductive_ft (text only) or transductive_ft (text and item ids, default)
   --epochs 0                evaluate without training
-writes saved/UniSRec-NAME-STAGE-SEED.pth and, beside it, the result as .json
+writes saved/UniSRec-NAME-STAGE-SEED-ID.pth and, beside it, the result as .json; ID: see saved/README.md
 """
 SHORT = {"-d": "dataset", "-p": "pretrained", "-f": "fix_enc"}
 

@@ -11,7 +11,7 @@ python run_baseline.py -m MODEL -d NAME [--config_files=props/finetune.yaml] [--
   -m, --model MODEL     one of RecBole's sequential models that need interactions only: SASRec, GRU4Rec, BERT4Rec, ...
   -d, --dataset NAME    data set in dataset/downstream
   every key of props/overall.yaml, props/finetune.yaml and of the model's own YAML in RecBole
-writes saved/MODEL-NAME-SEED.pth and, beside it, the result as .json
+writes saved/MODEL-NAME-SEED-ID.pth and, beside it, the result as .json; ID: see saved/README.md
 """
 SHORT = {"-m": "model", "-d": "dataset"}
 

@@ -116,18 +116,21 @@ def write_result(
         "settings": config.plain(),
     }
     if is_main():
-        replaced = _run_of_result(path)
+        other = _other_run(path, run)
         write_json(path, result)
-        logger.info("result: %s%s", path, f" (replaces that of run {replaced})" if replaced not in (None, run) else "")
+        logger.info("result: %s%s", path, f" (replaces that of {other})" if other else "")
     return result
 
 
-def _run_of_result(path):
-    """The id of the run that wrote a result file; None where there is no such file."""
+def _other_run(path, run):
+    """Which other run has written a result file, in words; None if the file is missing or this run's own."""
+    if not os.path.exists(path):
+        return None
     try:
-        return read_json(path).get("run", "without id")
-    except (UserError, AttributeError):
-        return "without id" if os.path.exists(path) else None
+        found = read_json(path)["run"]
+    except (UserError, KeyError, TypeError):
+        return "a run without id"
+    return None if found == run else f"run {found}"
 
 
 def text_encoder(dataset) -> dict | None:
