@@ -494,8 +494,9 @@ def test_torchrun_fine_tunes_and_one_process_writes(tiny, tmp_path):
     assert code == 0, log
     assert log.count("epoch 6  valid") == log.count("result: ") == 1
     names = sorted(os.listdir(tmp_path / "saved"))
-    assert names == ["UniSRec-Tiny-transductive_ft-2020.json", "UniSRec-Tiny-transductive_ft-2020.pth", "tensorboard"]
     result = read_json(str(tmp_path / "saved" / names[0]))
+    name = f"UniSRec-Tiny-transductive_ft-2020-{result['run']}"
+    assert names == [f"{name}.json", f"{name}.pth", "tensorboard"]
     again = tmp_path / "again.json"
     checkpoint = f"{tmp_path}/saved/{names[1]}"
     finetune.main([*command[1:], "-p", checkpoint, "--epochs=0", f"--result_file={again}", *SMALL])

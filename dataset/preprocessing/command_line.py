@@ -3,7 +3,7 @@
 import os
 import time
 
-from dataset.preprocessing.encoding_options import add_encoding_options, check_encoding_options, encode_as_asked
+from dataset.preprocessing.encoding_options import NO_ENCODER, add_encoding_options, encoding_settings
 from dataset.preprocessing.splits import MISSING_TEXT, Rules, check_name, report, source_entry, write_data_set
 from dataset.preprocessing.tables import MAX_MALFORMED
 from dataset.preprocessing.texts import TEXT_STYLES
@@ -60,3 +60,38 @@ def process(options, read_interactions, read_texts, malformed, recorded, left_ou
     folder = os.path.join(options.output_path, options.dataset)
     print(f"  {folder} written in {time.perf_counter() - start:.1f} s", flush=True)
     encode_as_asked(options.dataset, options.output_path, options)
+
+
+def check_encoding_options(options):
+    """Load the encoder and check its options before long work, unless they say `--plm_name none`.
+
+    Args:
+        options (argparse.Namespace): of `encoding_options.add_encoding_options`.
+
+    Raises:
+        UserError: the encoder cannot be loaded or used, or an option is out of range.
+    """
+    if options.plm_name != NO_ENCODER:
+        from dataset.preprocessing.encode_text import check_settings  # here: takes 3.5 s to import
+
+        check_settings(**encoding_settings(options))
+
+
+def encode_as_asked(name, path, options):
+    """Encode the texts of a data set, unless the options say `--plm_name none`.
+
+    Args:
+        name (str), path (str): see `encode_text.encode_dataset`.
+        options (argparse.Namespace): of `encoding_options.add_encoding_options`.
+
+    Returns:
+        list of str: the feature files written.
+
+    Raises:
+        UserError: see `encode_text.encode_dataset`.
+    """
+    if options.plm_name == NO_ENCODER:
+        return []
+    from dataset.preprocessing.encode_text import encode_dataset
+
+    return encode_dataset(name, path, **encoding_settings(options))
