@@ -316,7 +316,7 @@ def test_several_processes_find_the_metrics_of_one(computed, count):
 def test_several_processes_find_the_table_of_one(computed, count):
     results, alone, _ = computed
     assert [len(table["rank"]) for table, _ in alone["tables"].values()] == [40, 40, 2]
-    assert len(set(alone["tables"]["shared"][0]["rank"])) > 10
+    assert len(set(alone["tables"]["shared"][0]["rank"])) > 5
     for result in results[count]:
         assert result["tables"] == alone["tables"]
 
