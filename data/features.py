@@ -93,7 +93,7 @@ def feature_shape(path: str, plm_size: int) -> tuple[int, int, str]:
     size, row_size = os.path.getsize(path), width * np.dtype(dtype).itemsize
     if not size or size % row_size or (description and size != items * row_size):
         if description:
-            expected, remedy = f"{path}.json ({items} items, {row_size} bytes per item)", "encode the texts again"
+            expected, remedy = f"{path}.json ({row_size} bytes per item, {items} items)", "encode the texts again"
         else:
             expected = f"plm_size {plm_size} ({row_size} bytes per item)"
             remedy = "set --plm_size to the encoder's width, or encode the texts again"

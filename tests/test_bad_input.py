@@ -174,7 +174,7 @@ def test_a_feature_file_of_a_wrong_size(tiny, tune, described, size):
     if not described:
         os.unlink(f"{path}.json")
     message = tune()
-    assert message.startswith(f"{path}: {size} bytes do not fit ") and "(96 bytes an item" in message
+    assert message.startswith(f"{path}: {size} bytes do not fit ") and "(96 bytes per item" in message
     assert f"{path}.json" in message if described else ("plm_size 24" in message and "--plm_size" in message)
 
 
