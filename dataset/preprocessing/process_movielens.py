@@ -7,6 +7,7 @@ other genres) for pre-training, Drama as the target. They are written to DIR/dow
 """
 
 import argparse
+import functools
 import importlib.util
 import os
 import re
@@ -63,11 +64,16 @@ def process_movielens(
             domain,
             os.path.join(output_path, "downstream"),
             Interactions.collect([rows], source),
-            lambda items, wanted, texts=texts: texts,
+            functools.partial(_given_texts, texts),
             Rules(user_k, item_k),
             lambda: {"options": {"command": "process_movielens"}},
         )
     return written
+
+
+def _given_texts(texts: pl.DataFrame, items: pl.Series, needed: pl.Series) -> pl.DataFrame:
+    """The texts of all items, whichever are needed; see `splits.write_data_set`."""
+    return texts
 
 
 def recbole_ml_100k() -> str:

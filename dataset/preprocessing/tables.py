@@ -433,7 +433,7 @@ def _quotes_in_order(block: bytes, separator: str) -> bool:
     quotes = np.flatnonzero(letters == ord('"'))
     before, after = letters[quotes[::2] - 1], letters[quotes[1::2] + 1]  # of the opening, of the closing quotes
     beside = np.frombuffer(f'\r\n"{separator}'.encode(), np.uint8)
-    return len(quotes) % 2 == 0 and np.isin(before, beside).all() and np.isin(after, beside).all()
+    return len(quotes) % 2 == 0 and bool(np.isin(before, beside).all() and np.isin(after, beside).all())
 
 
 class _RowReader:
@@ -483,9 +483,13 @@ class _RowReader:
         block = io.BytesIO(self._block)
         size = len(self._block) - block.seek(len(self._layout.first_row))
         self._lines = itertools.chain(block, self._lines)
-        quoting = csv.QUOTE_MINIMAL if self._layout.quoted else csv.QUOTE_NONE
         csv.field_size_limit(_LONGEST_LINE)  # Polars has no limit, and both must read the same
-        reader = csv.reader(self, delimiter=self._layout.separator, quoting=quoting, strict=True)
+        reader = csv.reader(
+            self,
+            delimiter=self._layout.separator,
+            quoting=csv.QUOTE_MINIMAL if self._layout.quoted else csv.QUOTE_NONE,
+            strict=True,
+        )
         while size > 0:
             self._row = []
             try:

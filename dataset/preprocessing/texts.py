@@ -117,7 +117,7 @@ def read_texts(path: str) -> dict[str, str]:
         UserError: the file is missing, is not UTF-8, or a line has no tab.
     """
     lines = _read_lines(path, "write it with dataset/preprocessing, or copy it from a published split")
-    texts = {}
+    texts: dict[str, str] = {}
     for number, line in enumerate(lines[1:], start=2):
         item, tab, text = line.partition("\t")
         if not tab:
