@@ -5,38 +5,37 @@ import os
 import signal
 import socket
 
-import torch
-
 from common.errors import UserError, run_command
-from common.processes import PREEMPTED
-from data import UniSRecDataset
-from engine.config import parse_command_line
+from engine.settings import help_text, parse_command_line
 from pretrain import USAGE as PRETRAIN_USAGE
 from pretrain import configure, pretrain
 
 USAGE = (
     """
-CUDA_VISIBLE_DEVICES=0,1,2,3 python ddp_pretrain.py [-d FHCKM] [-p 12355] [--nproc N] [--key=value ...]
+CUDA_VISIBLE_DEVICES=0,1,2,3 python ddp_pretrain.py [-d FHCKM] [--port 12355] [--nproc N] [--key=value ...]
 torchrun --nproc_per_node=N [--max_restarts=3] ddp_pretrain.py [-d FHCKM] [--key=value ...]
 
-  -p, --port PORT       of this machine, for the processes to find each other (default: a free one)
+  --port PORT           of this machine, for the processes to find each other (default: a free one)
   --nproc N             processes; default: one per visible GPU. Without a GPU, N processes share the CPU (gloo).
 All processes together compute what pretrain.py would; train_batch_size is that of all. A restart by torchrun goes on
 from the last checkpoint. SIGTERM saves and ends the run with code 75.
 """
     + PRETRAIN_USAGE
 )
-SHORT = {"-d": "dataset", "-p": "port"}
 GRACE = 3  # seconds that the other processes get to end when one has
 
 
 def main(argv):
-    options = parse_command_line(argv, SHORT, USAGE)
+    options = parse_command_line(argv, lambda _: help_text(USAGE, "pretrain"))
     port, processes = options.pop("port", None), options.pop("nproc", None)
     config = configure(options)
     if "LOCAL_RANK" in os.environ:  # torchrun has started us
         pretrain(config)
         return
+    import torch
+
+    from data import UniSRecDataset
+
     gpus = torch.cuda.device_count() if config["device"].type == "cuda" else 0
     processes = _number("nproc", processes if processes is not None else gpus or 1)
     if 0 < gpus < processes:
@@ -57,6 +56,10 @@ def spawn(options, processes):
         UserError: the processes made an error that the user can mend; it is told once.
         SystemExit: a process was killed, or all were told to stop.
     """
+    import torch
+
+    from common.processes import PREEMPTED
+
     errors = torch.multiprocessing.get_context("spawn").SimpleQueue()
     context = torch.multiprocessing.spawn(_spawned, (options, errors), nprocs=processes, join=False)
 

@@ -1,25 +1,26 @@
-"""The whole of UniSRec on real data in a few minutes: python demo.py
+"""UniSRec from raw data to results in three minutes: python demo.py
 
-MovieLens-100k (comes with RecBole) is cut by main genre into four shops with no film in common. The films' titles,
-years and genres are encoded by MiniLM, the model is pre-trained on three of the shops and moves to the fourth.
+The demo splits MovieLens-100k, which RecBole includes, into four shops by main genre. No film is in two shops. It
+encodes titles, years and genres with MiniLM, pre-trains on three shops, and fine-tunes and compares on the fourth.
 """
 
 import logging
 import os
+from typing import Any
 
 from common.errors import run_command
 from common.files import atomic_path, write_json
-from engine.config import ROOT, build_config, parse_command_line
+from engine.settings import ROOT, help_text, parse_command_line, settle
 
 USAGE = """
-python demo.py [--key=value ...]     keys of props/ change the fine-tuning and the baseline, for example --seed=1
+python demo.py [--key=value ...]     keys of props/ change fine-tuning and baselines, for example --seed=1
 """
 FOLDER = os.path.join(ROOT, "saved", "demo")
 SOURCES, TARGET = ("Action", "Comedy", "Other"), "Drama"
 MIXTURE = "Films"
 PRETRAIN = {"epochs": 6, "train_batch_size": 2048, "save_step": 6, "hidden_size": 64}
 FINETUNE = {"epochs": 12, "stopping_step": 3, "train_batch_size": 1024, "hidden_size": 64, "predictions_per_row": 25}
-# (row of the table, stage, starts from the pre-trained model, learns, the row that it should be compared with)
+# (row of the table, stage, starts from the pre-trained model, is fine-tuned, the row to compare it with)
 UNISREC = (
     ("UniSRec, untrained", "inductive_ft", False, False, None),
     ("UniSRec, pre-trained, zero-shot", "inductive_ft", True, False, "UniSRec, untrained"),
@@ -36,45 +37,46 @@ BASELINES = {
 }
 
 
-def main(argv):
-    options = parse_command_line(argv, {}, USAGE)
+def main(argv: list[str]) -> None:
+    """The command; see the top of the file."""
+    options = parse_command_line(argv, lambda _: help_text(USAGE, "finetune"))
+    settle("finetune", options)  # an error shows before anything is written
     data = prepare(os.path.join(FOLDER, "dataset"))
     checkpoint = pretrain_on_sources(data)
     rows = run_all(data, checkpoint, options)
-    table = print_table(rows)
+    ndcg = print_table(rows)
     write_json(os.path.join(FOLDER, "results.json"), {"target": TARGET, "sources": SOURCES, "rows": rows})
     draw(rows, os.path.join(FOLDER, "results.png"))
     print(f"written: {FOLDER}/results.json, results.png")
-    check(table)
+    check(ndcg)
 
 
-def say(text):
-    print(f"\n== {text}", flush=True)
+def announce(step: str) -> None:
+    """Print the heading of a step."""
+    print(f"\n== {step}", flush=True)
 
 
-def prepare(folder):
-    """MovieLens to four data sets, their texts to features, the sources to a mixture. Returns the folder."""
+def prepare(folder: str) -> str:
+    """Write four data sets with text features, and the mixture of the source shops. Returns the folder."""
     from dataset.preprocessing.encode_text import encode_dataset
     from dataset.preprocessing.process_movielens import process_movielens, table
     from dataset.preprocessing.to_pretrain_atomic_files import write_mixture
 
-    say(
-        "1. MovieLens-100k by main genre. Ratings with the same time keep their order in the file; "
-        "a user may occur in several shops, a film in one"
-    )
+    announce("1. Split MovieLens-100k into four shops by main genre")
+    print("A film is in one shop; a user may be in several. Ratings with the same time keep their order in the file.")
     print(table(process_movielens(folder)))
-    say("2. titles, years and genres to vectors (all-MiniLM-L6-v2, mean pooling)")
+    announce("2. Encode titles, years and genres (all-MiniLM-L6-v2, mean pooling)")
     for domain in (*SOURCES, TARGET):
         encode_dataset(domain, os.path.join(folder, "downstream"))
     write_mixture(list(SOURCES), os.path.join(folder, "downstream"), os.path.join(folder, "pretrain"), MIXTURE)
     return folder
 
 
-def pretrain_on_sources(data):
-    """Pre-train on the mixture of the source shops. Returns the checkpoint."""
+def pretrain_on_sources(data: str) -> str:
+    """Pre-train on the mixture of the source shops. Returns the path of the checkpoint."""
     from pretrain import configure, pretrain
 
-    say(f"3. pre-training on {', '.join(SOURCES)}")
+    announce(f"3. Pre-train on {', '.join(SOURCES)}")
     return pretrain(
         configure(
             {"dataset": MIXTURE, "data_path": os.path.join(data, "pretrain"), "checkpoint_dir": FOLDER, **PRETRAIN}
@@ -82,57 +84,56 @@ def pretrain_on_sources(data):
     )
 
 
-def run_all(data, checkpoint, options):
-    """Every row of the table. Returns a list of results, dict, each with its `row` name and `compare_with`."""
-    from engine.finetuning import finetune, interaction_model, run_baseline
+def run_all(data: str, checkpoint: str, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run every row of the table. Returns a list of results, each with its `row` name and `compare_with`."""
+    from baselines import find_model, yaml_files
+    from engine.config import build_config
+    from engine.finetuning import finetune, run_baseline
     from unisrec import UniSRec
 
-    say(f"4. the target shop, {TARGET}: full ranking of its films, best epoch chosen on valid, reported on test")
-    shared = {"data_path": os.path.join(data, "downstream"), "checkpoint_dir": FOLDER, **FINETUNE, **options}
+    announce(f"4. Train and test on {TARGET} (full ranking of its films; the best epoch on valid is tested)")
+    common = {"data_path": os.path.join(data, "downstream"), "checkpoint_dir": FOLDER, **FINETUNE, **options}
     rows = []
     for model, name in BASELINES.items():
         logging.getLogger().info("-- %s", name)
-        config = build_config(
-            interaction_model(model),
-            TARGET,
-            ["overall.yaml", "finetune.yaml"],
-            {key: value for key, value in shared.items() if key != "hidden_size" or model == "SASRec"},
-        )
+        model = find_model(model)
+        known = settle("baseline", {}, *yaml_files(model)).settings
+        config = build_config(model, TARGET, "baseline", {key: common[key] for key in common.keys() & known.keys()})
         rows.append({"row": name, "compare_with": None, **run_baseline(config)})
-    for name, stage, pretrained, learns, twin in UNISREC:
+    for name, stage, pretrained, learns, compare_with in UNISREC:
         logging.getLogger().info("-- %s", name)
         config = build_config(
             UniSRec,
             TARGET,
-            ["overall.yaml", "UniSRec.yaml", "finetune.yaml"],
+            "finetune",
             {
-                **shared,
+                **common,
                 "train_stage": stage,
                 "pretrained": checkpoint if pretrained else None,
-                "epochs": shared["epochs"] if learns else 0,
+                "epochs": common["epochs"] if learns else 0,
                 "result_file": os.path.join(FOLDER, f"{name.replace(', ', '-').replace(' ', '-')}.json"),
             },
         )
-        rows.append({"row": name, "compare_with": twin, **finetune(config)})
+        rows.append({"row": name, "compare_with": compare_with, **finetune(config)})
     return rows
 
 
-def print_table(rows):
-    """Print the test metrics, and what pre-training adds to the twin's ndcg@10. Returns {row: ndcg@10}."""
+def print_table(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Print the test metrics, and the gain of pre-training in ndcg@10. Returns {row: ndcg@10}."""
     columns = ("recall@10", "ndcg@10", "recall@50", "ndcg@50")
     ndcg = {row["row"]: row["metrics"]["test"]["ndcg@10"] for row in rows}
-    say(f"result: {TARGET}, test")
-    print(f"{'':42}" + "".join(f"{column:>11}" for column in columns) + "   epochs   ndcg@10 to its twin's")
+    announce(f"Results on {TARGET}, test")
+    print(f"{'':42}" + "".join(f"{column:>11}" for column in columns) + "   epochs    gain*")
     for row in rows:
         values = "".join(f"{row['metrics']['test'][column]:11.4f}" for column in columns)
-        gain = f"{ndcg[row['row']] - ndcg[row['compare_with']]:+11.4f}" if row["compare_with"] else ""
+        gain = f"{ndcg[row['row']] - ndcg[row['compare_with']]:+9.4f}" if row["compare_with"] else ""
         print(f"{row['row']:42}{values}{row['epochs']:9}{gain}")
-    print("The twin of zero-shot is the untrained model, that of pre-trained the same model from scratch.")
+    print("* ndcg@10 compared with the same model without pre-training (zero-shot: with the untrained model)")
     return ndcg
 
 
-def draw(rows, path):
-    """A bar for each row's test ndcg@10."""
+def draw(rows: list[dict[str, Any]], path: str) -> None:
+    """Draw a bar chart of the test ndcg@10 of all rows and write it as PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -156,12 +157,19 @@ def draw(rows, path):
     pyplot.close(figure)
 
 
-def check(ndcg):
-    """Fine-tuned models must beat popularity and the untrained model; where one does not, exit with 1."""
+def check(ndcg: dict[str, float]) -> None:
+    """Fine-tuned models must beat popularity and the untrained model.
+
+    Raises:
+        SystemExit: one does not; exit code 1.
+    """
     floor = max(ndcg["Popularity"], ndcg["UniSRec, untrained"])
     failed = [name for name, _, _, learns, _ in UNISREC if learns and not ndcg[name] > floor]
     if failed:
-        raise SystemExit(f"not better than popularity and the untrained model ({floor:.4f}): {'; '.join(failed)}")
+        raise SystemExit(
+            f"error: {'; '.join(failed)}: expected ndcg@10 above {floor:.4f}, "
+            "the better of popularity and the untrained model"
+        )
 
 
 if __name__ == "__main__":

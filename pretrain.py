@@ -3,31 +3,36 @@
 import os
 
 from common.errors import UserError, run_command
-from engine.config import build_config, check_choice, parse_command_line, take_option
+from engine.settings import help_text, parse_command_line, settle, take_option
 
 USAGE = """
-python pretrain.py [-d FHCKM] [--key=value ...]     every key of props/overall.yaml, UniSRec.yaml, pretrain.yaml
+python pretrain.py [-d FHCKM] [--key=value ...]
 
   -d, --dataset NAME    mixture in dataset/pretrain (dataset/README.md says how to make one)
-  --resume FILE         go on from a checkpoint of an unfinished run
+  --resume FILE         continue an unfinished run from a checkpoint
+  --config_files A,B    YAML files with settings of your own
 writes saved/UniSRec-NAME-EPOCH.pth
 """
-SHORT = {"-d": "dataset"}
 
 
 def main(argv):
-    pretrain(configure(parse_command_line(argv, SHORT, USAGE)))
+    pretrain(configure(parse_command_line(argv, lambda _: help_text(USAGE, "pretrain"))))
 
 
 def configure(options):
     """The configuration of a pre-training, from the command line's options. Returns Config."""
+    options = dict(options)
+    if "pretrained" in options:
+        raise UserError(
+            "unknown option --pretrained (-p): pre-training starts from scratch; --resume FILE continues a run, "
+            "and the port of ddp_pretrain.py is --port"
+        )
+    dataset = take_option(options, "dataset", "FHCKM")
+    settle("pretrain", options)  # an error shows before the imports, which take seconds
+    from engine.config import build_config
     from unisrec import UniSRec
 
-    options = dict(options)
-    dataset = take_option(options, "dataset", "FHCKM")
-    config = build_config(UniSRec, dataset, ["overall.yaml", "UniSRec.yaml", "pretrain.yaml"], options)
-    check_choice(config, "train_stage", ["pretrain"])
-    check_choice(config, "loss_type", ["CE"])
+    config = build_config(UniSRec, dataset, "pretrain", options)
     if config["epochs"] == 0:
         raise UserError("option --epochs: found 0, expected 1 or more: pre-training has nothing to evaluate")
     return config
@@ -46,22 +51,31 @@ def _pretrain(config, first_start):
     `first_start` (seconds since 1970; else None)."""
     from common.processes import from_main, is_main, rank
     from engine.building import build_model, open_dataset, sequence_batches, set_seeds
-    from engine.checkpoint import latest_of_run, load_weights, read_checkpoint
+    from engine.checkpoint import adopt_settings, check_features, latest_of_run, load_weights, read_checkpoint
     from engine.reporting import start_logging
     from engine.trainer import Trainer
     from unisrec import UniSRec
 
+    def read(path):  # nodes may not share the folder
+        return from_main(read_checkpoint(path) if is_main() else None) if path else None
+
     start_logging(config)
+    resume = config["resume"]
+    checkpoint = read(resume)
+    if checkpoint:
+        adopt_settings(config, checkpoint, resume)
     dataset = open_dataset(config)
+    if checkpoint:
+        check_features(checkpoint, dataset.features, resume)
     batches = sequence_batches(config, dataset)
     model = build_model(UniSRec, config, dataset)
     path = os.path.join(config["checkpoint_dir"], f"UniSRec-{config['dataset']}-{{epoch}}.pth")
     trainer = Trainer(config, model, path)
     set_seeds(config["seed"], rank())
-    resume = latest_of_run(path, config, first_start) if first_start and is_main() else None
-    resume = from_main(resume or config["resume"])
-    if resume:
-        checkpoint = from_main(read_checkpoint(resume) if is_main() else None)  # nodes may not share the folder
+    latest = from_main(latest_of_run(path, config, first_start) if first_start and is_main() else None)
+    if latest:
+        resume, checkpoint = latest, read(latest)
+    if checkpoint:
         load_weights(model, checkpoint, resume)
         trainer.resume(checkpoint, resume)
     trainer.fit(batches, save_step=config["save_step"])

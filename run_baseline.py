@@ -1,34 +1,51 @@
-"""Train and test a sequential model of RecBole's under UniSRec's protocol: python run_baseline.py -m SASRec -d NAME"""
+"""Train and test a model under UniSRec's protocol: python run_baseline.py -m SASRec -d NAME"""
 
 import os
 
+from baselines import MODELS, check_name, recbole_file
 from common.errors import UserError, run_command
-from engine.config import build_config, parse_command_line, take_option
+from engine.settings import help_text, parse_command_line, settle, take_option
 
-USAGE = """
+USAGE = f"""
 python run_baseline.py -m MODEL -d NAME [--config_files=props/finetune.yaml] [--key=value ...]
 
-  -m, --model MODEL     one of RecBole's sequential models that need interactions only: SASRec, GRU4Rec, BERT4Rec, ...
+  -m, --model MODEL     a name, or a model of your own as FILE.py:CLASS or package.module:CLASS; its settings stand in
+                        CLASS.yaml or FILE.yaml beside it. Names:
+                        {", ".join(sorted(name for name, model in MODELS.items() if model.runs))}
   -d, --dataset NAME    data set in dataset/downstream
-  every key of props/overall.yaml, props/finetune.yaml and of the model's own YAML in RecBole
+  --config_files A,B    YAML files with settings of your own
 writes saved/MODEL-NAME-SEED.pth and, beside it, the result as .json
 """
-SHORT = {"-m": "model", "-d": "dataset"}
 
 
 def main(argv):
-    options = parse_command_line(argv, SHORT, USAGE)
-    from engine.finetuning import interaction_model, run_baseline
-
-    config = build_config(
-        interaction_model(take_option(options, "model", "SASRec")),
-        take_option(options, "dataset", "Scientific"),
-        ["overall.yaml", "finetune.yaml"],
-        options,
-    )
+    options = parse_command_line(argv, _help)
+    name, dataset = take_option(options, "model", "SASRec"), take_option(options, "dataset", "Scientific")
+    if "." not in name and ":" not in name:  # an error shows before the imports, which take seconds
+        check_name(name)
+        settle("baseline", options, _yaml_of(name))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("run_baseline.py: runs as one process; start it without torchrun")
-    run_baseline(config)
+    from baselines import find_model
+    from engine.config import build_config
+    from engine.finetuning import finetune, run_baseline
+    from unisrec import UniSRec
+
+    model = find_model(name)
+    if issubclass(model, UniSRec):  # one of one's own, with the stages and settings of UniSRec
+        finetune(build_config(model, dataset, "finetune", options))
+    else:
+        run_baseline(build_config(model, dataset, "baseline", options))
+
+
+def _help(argv):
+    """The help, with the settings of the model that `argv` names."""
+    words = dict(zip(argv, [*argv[1:], ""], strict=True)) | dict(word.split("=", 1) for word in argv if "=" in word)
+    return help_text(USAGE, "baseline", _yaml_of(words.get("-m") or words.get("--model") or "SASRec"))
+
+
+def _yaml_of(name):
+    return [path for path in [recbole_file(f"model/{name}.yaml")] if os.path.isfile(path)]
 
 
 if __name__ == "__main__":

@@ -1,21 +1,23 @@
-"""SASRec (Kang and McAuley, ICDM 2018), learning from all positions of a sequence in one pass of the encoder.
+"""SASRec (Kang and McAuley, ICDM 2018) that learns from all positions of a sequence in one pass of the encoder.
 
-RecBole's own encodes each prefix by itself. Its loss for a row is the loss at one position here, so both learn the
-same; `--predictions_per_row=1` encodes each prefix by itself again.
+RecBole's SASRec encodes each prefix separately. Its loss on a row is the loss at one position here, so both learn the
+same. `--predictions_per_row=1` encodes each prefix separately again.
 """
 
 import torch.nn.functional as F
+from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender.sasrec import SASRec as RowSASRec
+from torch import Tensor
 
-from unisrec import AllPositions
+from layers.encoder import AllPositions
 
 
 class SASRec(AllPositions, RowSASRec):
     """RecBole's SASRec that also takes a `data.batches.SequenceBatch`."""
 
-    def calculate_loss(self, batch):
-        """Cross entropy of the inner products with all rows of the id embedding (RecBole's, padding row included)."""
-        if not hasattr(batch, "scored"):
+    def calculate_loss(self, batch) -> Tensor:
+        """Cross entropy over all rows of the id embedding, the padding row included as in RecBole; float []."""
+        if isinstance(batch, Interaction):
             return super().calculate_loss(batch)
         states = self.encode_scored([self.item_embedding(items) for items in batch.items], batch.scored)  # [P, H]
         losses = F.cross_entropy(states @ self.item_embedding.weight.T, batch.targets, reduction="none")

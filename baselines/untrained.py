@@ -1,59 +1,61 @@
-"""Recommenders that need no training; an honest table shows them beside those that do. B rows, N items, D width."""
+"""Recommenders without training. B rows, N items, D text width.
+
+They show what the data give away without learning. A table of trained models is honest only beside them.
+"""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
+from torch import Tensor
 
 
 class _Untrained(SequentialRecommender):
-    """Scores from `states` and `candidates`: float [B, K] and [N, K]."""
+    """Scores are products of `states(interaction)`, float [B, K], and `candidates`, float [N, K]."""
 
     input_type = InputType.POINTWISE
-    ignores_padding = True  # so the data set pads rows to the longest of their batch only
 
-    def full_sort_predict(self, interaction):
-        """Score of every item, float [B, N + 1]; column = item id, column 0 (padding) is -inf."""
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """The score of every item, float [B, N + 1]. Column = item id; column 0 (padding) is -inf."""
         return F.pad(self.states(interaction) @ self.candidates.T, (1, 0), value=-torch.inf)
 
-    def predict(self, interaction):
-        """Score of one given item each, float [B]."""
+    def predict(self, interaction: Interaction) -> Tensor:
+        """The score of one given item per row, float [B]."""
         return (self.states(interaction) * self.candidates[interaction[self.ITEM_ID] - 1]).sum(-1)
 
 
 class Popularity(_Untrained):
-    """How often an item occurs in the training sequences."""
+    """The number of times an item occurs in the training sequences."""
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         counts = np.bincount(dataset.sequences("train").items, minlength=dataset.num(self.ITEM_ID))[1:]
         self.register_buffer("candidates", torch.from_numpy(counts).float()[:, None])
 
-    def states(self, interaction):
+    def states(self, interaction: Interaction) -> Tensor:
         return torch.ones(len(interaction), 1, device=self.candidates.device)
 
 
 class LastText(_Untrained):
-    """Cosine of an item's text with that of the last item of the history."""
-
-    uses_item_text = True
+    """The cosine of an item's text vector with that of the last item of the history."""
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.register_buffer("candidates", F.normalize(dataset.features.table().float(), dim=-1))
 
-    def states(self, interaction):
+    def states(self, interaction: Interaction) -> Tensor:
         last = interaction[self.ITEM_SEQ].gather(1, interaction[self.ITEM_SEQ_LEN][:, None] - 1)[:, 0]
         return self.candidates[last - 1]
 
 
 class MeanText(LastText):
-    """Cosine of an item's text with the mean text of the history."""
+    """The cosine of an item's text vector with the mean of the unit text vectors of the history."""
 
-    def states(self, interaction):
+    def states(self, interaction: Interaction) -> Tensor:
         history = interaction[self.ITEM_SEQ]
         total = history.new_zeros(len(history), self.candidates.size(1), dtype=torch.float32)
-        for items in history.T:  # position by position: [B, D] at a time instead of [B, L, D]
+        for items in history.T:  # one position at a time holds [B, D] instead of [B, L, D]
             total += self.candidates[items - 1] * (items > 0)[:, None]
         return F.normalize(total, dim=-1)

@@ -1,12 +1,17 @@
-"""Encoding speed against a plain loop, in one run: python benchmarks/encoding.py [--data_path DIR] [-d Scientific]
+"""Speed of encoding texts, compared with a plain loop in the same run.
 
-The loop is the published one: texts in the order of the file, 4 at a time, padded to the longest of the 4, in float32,
-with the graph that gradients would need; once more under `no_grad`, and on a CPU once more on one thread, which is
-faster than several where these wait for one another. A loop gets a part of the texts, which is said, since it is slow.
-Loops and encoding take turns, because machines are noisy: read the ratio first, it is to the fastest loop. Prints texts
-per second, how far the vectors are apart, and the time of the whole job (feat1 and feat2, from loading the encoder to
-the written files), which is not done in turns and so the noisier figure. The encoder is minilm unless --plm_name names
-another.
+    python benchmarks/encoding.py [--data_path DIR] [-d Scientific]
+
+The loop is the published one: 4 texts at a time in the order of the file, padded to the longest of the 4, float32.
+It runs in three variants: keeping the autograd graph (as published), under `no_grad`, and on a CPU also under `no_grad`
+with one thread, which is faster than several threads that wait for one another. Loops are slow, so each gets only a
+part of the texts; the output says how many.
+
+Loops and encoder alternate, because machines are noisy. Read the ratio first: it is to the fastest loop. The output
+also contains the largest difference between the vectors, and the time of the whole job (from loading the encoder to
+the written files feat1 and feat2). The whole job runs once, so its time is a noisier figure.
+
+The encoder is minilm unless --plm_name chooses another one.
 """
 
 import argparse
@@ -14,6 +19,8 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,15 +30,19 @@ sys.path.insert(0, PROJECT)
 from common.errors import run_command  # noqa: E402
 from dataset.preprocessing.encoding_options import add_encoding_options, encode_as_asked  # noqa: E402
 
+if TYPE_CHECKING:
+    from dataset.preprocessing.encoder import Encoder
+
 LOOP_BATCH = 4  # texts
-LOOPS = {  # name: (keeps the graph, threads; None: as many as torch takes)
+LOOPS = {  # name: (keeps the autograd graph, threads; None: torch's default)
     "loop, with graph": (True, None),
     "loop, no_grad": (False, None),
     "loop, no_grad, 1 thread": (False, 1),
 }
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+    """The command; see the top of the file."""
     import torch
 
     from dataset.preprocessing.encode_text import load_dataset_texts
@@ -46,72 +57,75 @@ def main(argv):
         f"{options.dataset}: {len(texts):,} texts; {options.plm_name}, {model.pooling}, {model.precision}, "
         f"{model.device}, {torch.get_num_threads()} threads"
     )
-    loops, encoder, (ours, theirs) = take_turns(model, views, options.turns, options.loop_texts)
-    fastest = [max(speed.rate() for speed in speeds) for speeds in zip(*loops.values(), strict=True)]  # of each view
+    loops, encoder, (ours, reference) = take_turns(model, views, options.turns, options.loop_texts)
+    fastest = [max(speed.rate() for speed in speeds) for speeds in zip(*loops.values(), strict=True)]  # one per view
     for name, (speed, _) in loops.items():
         print(speed.line(name, fastest[0]))
     print(encoder.line("encoder", fastest[0]))
-    print_difference(ours, theirs)
+    print_difference(ours, reference)
 
     seconds = whole_job(options)
-    reckoned = sum(len(texts) / rate for rate in fastest)
+    estimate = sum(len(texts) / rate for rate in fastest)
     print(
-        f"whole job, feat1 and feat2, {2 * len(texts):,} texts: {seconds:.0f} s, "
-        f"the fastest loop would take {reckoned:.0f} s: {reckoned / seconds:.1f} x"
+        f"whole job, feat1 and feat2, {2 * len(texts):,} texts: {seconds:.0f} s; "
+        f"fastest loop (estimated): {estimate:.0f} s, {estimate / seconds:.1f} x"
     )
 
 
-def take_turns(model, views, turns, loop_texts):
-    """Loops and encoding, one after the other, several times.
+def take_turns(
+    model: "Encoder", views: list[list[str]], turns: int, loop_texts: int
+) -> "tuple[dict[str, list[Speed]], Speed, tuple[np.ndarray, np.ndarray]]":
+    """Run the loops and the encoder in turns.
 
     Args:
-        model (Encoder)
-        views (list of list of str): the texts of feat1 and of feat2.
-        turns (int): in each the encoder gets another part of feat1's texts, together all.
-        loop_texts (int): that each loop gets in each turn, of each view.
+        model: the encoder.
+        views: the texts of feat1 and of feat2.
+        turns: number of turns; in each the encoder gets another part of the feat1 texts.
+        loop_texts: texts per view that each loop gets in each turn.
 
     Returns:
-        (loops, encoder, vectors): name -> list of Speed, for both views; Speed, for feat1; the vectors of the encoder
-        and of the loop for the same texts, float32 [n, width].
+        (loops, encoder, vectors): for each loop its speed on both views; the speed of the encoder on feat1; the vectors
+        of the encoder and of the loop for the same texts, float32 [n, width] each.
     """
     loop = Loop(model)
-    loop.run(views[0][:40], False, None)  # the first products of a process are slow
+    loop.run(views[0][:40], False, None)  # warm-up
     kinds = [name for name in LOOPS if model.device.type == "cpu" or not name.endswith("thread")]
     loops, encoder = {name: [Speed(), Speed()] for name in kinds}, Speed()
-    ours, theirs = (np.full((len(views[0]), model.width), np.nan, np.float32) for _ in range(2))
+    ours, reference = (np.full((len(views[0]), model.width), np.nan, np.float32) for _ in range(2))
     for turn in range(turns):
         first = turn * len(views[0]) // turns
-        some = slice(first, first + loop_texts)
+        part = slice(first, first + loop_texts)
         for name in kinds:
             for view, speed in zip(views, loops[name], strict=True):
-                vectors = speed.measure(loop.run, view[some], *LOOPS[name])
+                vectors = speed.measure(loop.run, view[part], *LOOPS[name])
                 if view is views[0]:
-                    theirs[some] = vectors
-        mine = slice(turn, None, turns)
-        ours[mine] = encoder.measure(encode_distinct, model, views[0][mine])
-    both = ~np.isnan(theirs[:, 0])
-    return loops, encoder, (ours[both], theirs[both])
+                    reference[part] = vectors
+        part = slice(turn, None, turns)
+        ours[part] = encoder.measure(encode_distinct, model, views[0][part])
+    both = ~np.isnan(reference[:, 0])
+    return loops, encoder, (ours[both], reference[both])
 
 
 class Speed:
-    """Texts per second of something that is done now and again."""
+    """Texts per second over several timed calls."""
 
     def __init__(self):
         self._texts, self._seconds = [], []
 
-    def measure(self, function, *arguments):
-        """Call a function that returns (number of texts, result). Returns the result."""
+    def measure(self, function: Callable[..., tuple[int, Any]], *arguments: Any) -> Any:
+        """Call and time a function that returns (number of texts, result). Returns the result."""
         start = time.perf_counter()
         texts, result = function(*arguments)
         self._seconds.append(time.perf_counter() - start)
         self._texts.append(texts)
         return result
 
-    def rate(self):
+    def rate(self) -> float:
+        """Texts per second."""
         return sum(self._texts) / sum(self._seconds)
 
-    def line(self, name, reference):
-        """One row of the table; `reference` (float): texts/s of what the ratio is to."""
+    def line(self, name: str, reference: float) -> str:
+        """One row of the table, with the ratio to `reference` (texts per second)."""
         rates = [texts / seconds for texts, seconds in zip(self._texts, self._seconds, strict=True)]
         return (
             f"{name:24}{self.rate():8,.0f} texts/s{self.rate() / reference:7.2f} x"
@@ -120,17 +134,17 @@ class Speed:
 
 
 class Loop:
-    """The reference: 4 texts at a time in the order given. Pools as the encoder does."""
+    """The reference: 4 texts at a time, in the given order. It pools as the encoder does."""
 
-    def __init__(self, model):
+    def __init__(self, model: "Encoder") -> None:
         from dataset.preprocessing.encoder import load_encoder
 
         self.encoder = model
         self.tokenizer, self.model = load_encoder(model.name)
         self.model.to(model.device)
 
-    def run(self, texts, graph, threads):
-        """Returns (number of texts, vectors [n, width])."""
+    def run(self, texts: list[str], graph: bool, threads: int | None) -> tuple[int, np.ndarray]:
+        """Encode texts, with or without the autograd graph. Returns (number of texts, vectors float32 [n, width])."""
         import torch
 
         before = torch.get_num_threads()
@@ -151,15 +165,15 @@ class Loop:
         return ((hidden * mask).sum(dim=1) / mask.sum(dim=1)).detach().cpu()
 
 
-def encode_distinct(model, texts):
-    """Returns (number of distinct texts, vectors [n, width]): what is encoded once is counted once."""
+def encode_distinct(model: "Encoder", texts: list[str]) -> tuple[int, np.ndarray]:
+    """Encode texts. Returns (number of distinct texts, vectors [n, width]); equal texts are encoded once."""
     from dataset.preprocessing.encoder import encode_with
 
     return len(set(texts)), encode_with(model, texts)
 
 
-def whole_job(options):
-    """Encode the data set in a folder of its own. Returns seconds."""
+def whole_job(options: argparse.Namespace) -> float:
+    """Encode the data set in a temporary folder. Returns seconds."""
     from dataset.preprocessing.encode_text import copy_split
 
     options.variants = 1
@@ -170,19 +184,24 @@ def whole_job(options):
         return time.perf_counter() - start
 
 
-def print_difference(ours, theirs):
-    cosine = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
-    print(f"{len(ours):,} vectors of both compared: largest difference {np.abs(ours - theirs).max():.1e}, "
-          f"smallest cosine {cosine.min():.7f}")  # fmt: skip
+def print_difference(ours: np.ndarray, reference: np.ndarray) -> None:
+    """Print how far the vectors of encoder and loop, float [n, width], differ."""
+    cosine = (ours * reference).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(reference, axis=1)
+    print(
+        f"{len(ours):,} vectors compared: largest difference {np.abs(ours - reference).max():.1e}, "
+        f"smallest cosine {cosine.min():.7f}"
+    )
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
+    """The options of this benchmark and those of encoding."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-d", "--dataset", default="Scientific", metavar="NAME")
     parser.add_argument("--data_path", default=os.path.join(PROJECT, "dataset", "downstream"), metavar="DIR",
-                        help="the folder of the data sets (default: dataset/downstream of the project)")  # fmt: skip
-    parser.add_argument("--turns", type=int, default=5, metavar="N", help="how often loops and encoding alternate")
-    parser.add_argument("--loop_texts", type=int, default=60, metavar="N", help="that a loop gets in a turn")
+                        help="folder of the data sets (default: dataset/downstream of the project)")  # fmt: skip
+    parser.add_argument("--turns", type=int, default=5, metavar="N", help="number of turns (default: 5)")
+    parser.add_argument("--loop_texts", type=int, default=60, metavar="N",
+                        help="texts per view that a loop gets in each turn (default: 60)")  # fmt: skip
     add_encoding_options(parser)
     parser.set_defaults(plm_name="minilm")
     return parser

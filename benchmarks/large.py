@@ -3,9 +3,10 @@
     python benchmarks/large.py mixture [--folder DIR]       # 5 shops, 1.36 M users, 447,000 items, 14 M interactions
     python benchmarks/large.py catalogue [--folder DIR]     # 1 M items, 20,000 users
 
-Text features are 768 wide, float16: 1.5 GB a million items. The data are generated once (without --folder: into a
-temporary one). Items lie in clusters, in their texts too, and users mostly stay in two of them, so there is something
-to learn. Each measurement runs in a process of its own; peak memory counts pages of the mapped features that were read.
+Text features are 768 wide, float16: 1.5 GB per million items. The data are generated once and stay in --folder
+(default: a temporary folder). Items form clusters, also in their features, and users mostly stay in two clusters, so
+that there is something to learn. Each measurement runs in a process of its own. Peak memory includes the pages of
+mapped features that were read.
 """
 
 import argparse
@@ -20,11 +21,11 @@ sys.path.insert(0, PROJECT)
 
 import numpy as np  # noqa: E402
 
-from benchmarks.measuring import memory, open_data, run, training_rate  # noqa: E402
+from benchmarks.measuring import memory, open_data, run_measurement, training_rate  # noqa: E402
 
 WIDTH = 768
-CLUSTER = 100  # items
-# users, items, interactions of the shops that the paper pre-trains on (its table 1)
+CLUSTER = 100  # items per cluster
+# users, items, interactions of the shops that the paper pre-trains on (table 1)
 SHOPS = {
     "Food": (115_349, 39_670, 1_027_413),
     "Home": (731_913, 185_552, 6_451_926),
@@ -32,14 +33,21 @@ SHOPS = {
     "Kindle": (138_436, 98_111, 2_204_596),
     "Movies": (281_700, 59_203, 3_226_731),
 }
-MILLION = (20_000, 1_000_000, 200_000)
+MILLION = (20_000, 1_000_000, 200_000)  # users, items, interactions
 
 
 # -- generated shops -------------------------------------------------------------------------------------------------
 
 
-def write_shop(folder, name, users, items, interactions, variants=1):
-    """Write a data set and its text features with the project's own writers."""
+def write_shop(folder: str, name: str, users: int, items: int, interactions: int, variants: int = 1) -> None:
+    """Generate a data set and write it with the writers of this project.
+
+    Args:
+        folder: the folder of the data set is made in it.
+        name: the data set.
+        users, items, interactions: how many.
+        variants: number of feature files: feat1Mean, feat2Mean, ...
+    """
     import polars as pl
 
     from dataset.preprocessing.interactions import Interactions
@@ -59,7 +67,7 @@ def write_shop(folder, name, users, items, interactions, variants=1):
 
 
 def _clicks(random, users, items, interactions):
-    """User and item of each interaction, uint32, a user's own one after another."""
+    """User and item of each interaction, uint32; interactions of one user follow one another."""
     lengths = 4 + random.multinomial(interactions - 4 * users, random.dirichlet(np.full(users, 0.5)))
     user = np.repeat(np.arange(users, dtype=np.uint32), lengths)
     clusters = -(-items // CLUSTER)
@@ -80,7 +88,7 @@ def _write_features(random, path, cluster):
 
 
 def _prepare(options):
-    """Generate what is not there yet. Returns an empty dict."""
+    """Generate the data that do not exist yet. Returns an empty dict."""
     from dataset.preprocessing.to_pretrain_atomic_files import write_mixture
 
     pretrain, downstream = (os.path.join(options.folder, kind) for kind in ("pretrain", "downstream"))
@@ -100,17 +108,18 @@ def _prepare(options):
 # -- the mixture -----------------------------------------------------------------------------------------------------
 
 
-def mixture(options):
-    for name in ("first time", "warm"):
-        found = _run(options, "load")
-        _line(f"loading, {name}", f"{found['load']:.2f} s to the first batch", found)
-        print(f"  resident {found['own']:.2f} GB, and {found['mapped']:.2f} GB of mapped files, libraries among them")
-    found = _run(options, "pretraining")
-    _line("pre-training, batches of 8,192", f"{found['rate']:,.0f} predictions/s", found)
+def mixture(options: argparse.Namespace) -> None:
+    """Measure loading and pre-training on the mixture."""
+    for cache in ("first time", "warm cache"):
+        result = _run(options, "load")
+        _print_result(f"loading, {cache}", f"{result['load']:.2f} s to the first batch", result)
+        print(f"  resident: {result['anonymous_gb']:.2f} GB, mapped files and libraries: {result['mapped_gb']:.2f} GB")
+    result = _run(options, "pretraining")
+    _print_result("pre-training, batches of 8,192", f"{result['rate']:,.0f} predictions/s", result)
 
 
 def _load(options):
-    import unisrec  # noqa: F401  (importing is part of every command's start, not of loading)
+    import unisrec  # noqa: F401  imports are not part of loading
     from engine.building import sequence_batches
 
     start = time.perf_counter()
@@ -130,35 +139,37 @@ def _open_mixture(options):
 # -- the catalogue ---------------------------------------------------------------------------------------------------
 
 
-def catalogue(options):
+def catalogue(options: argparse.Namespace) -> None:
+    """Measure fine-tuning with sampled negatives and, with `--exact`, one step of the exact softmax."""
     for stage in ("inductive_ft", "transductive_ft"):
-        found = _run(options, "finetune", stage)
-        _line(f"finetune.py, {stage}, 1 epoch", f"{found['rate']:,.0f} predictions/s", found)
-        took = f"{found['train']:.0f} s training, {found['evaluate']:.0f} s valid and test"
-        print(f"  {options.negatives:,} negatives; {took}; test recall@10 {found['recall@10']:.4f}", flush=True)
+        result = _run(options, "finetune", stage)
+        _print_result(f"finetune.py, {stage}, 1 epoch", f"{result['rate']:,.0f} predictions/s", result)
+        seconds = f"{result['train']:.0f} s training, {result['evaluate']:.0f} s valid and test"
+        print(f"  {options.negatives:,} negatives; {seconds}; test recall@10 {result['recall@10']:.4f}", flush=True)
     if options.exact:
-        found = _run(options, "exact_step", "inductive_ft")
-        _line("one exact step, inductive_ft", f"{found['rate']:,.0f} predictions/s", found)
+        result = _run(options, "exact_step", "inductive_ft")
+        _print_result("one step, exact softmax, inductive_ft", f"{result['rate']:,.0f} predictions/s", result)
 
 
 def _finetune(options):
-    """The command itself; its result file tells what it took."""
+    """Run `finetune.py` and read speed and time from its result file."""
     import finetune
 
-    result = os.path.join(options.folder, f"{options.stage}.json")
+    result_file = os.path.join(options.folder, f"{options.stage}.json")
     settings = {
         "data_path": os.path.join(options.folder, "downstream"),
         "checkpoint_dir": os.path.join(options.folder, "saved"),
-        "result_file": result,
+        "result_file": result_file,
         "train_stage": options.stage,
         "sampled_negatives": options.negatives,
         "epochs": 1,
         "show_progress": False,
     }
     finetune.main(["-d", "Million", *(f"--{key}={value}" for key, value in settings.items())])
-    with open(result, encoding="utf-8") as file:
-        found = json.load(file)
-    return {**found["seconds"], "rate": found["rows_per_second"], "recall@10": found["metrics"]["test"]["recall@10"]}
+    with open(result_file, encoding="utf-8") as file:
+        result = json.load(file)
+    recall = result["metrics"]["test"]["recall@10"]
+    return {**result["seconds"], "rate": result["rows_per_second"], "recall@10": recall}
 
 
 def _exact_step(options):
@@ -169,12 +180,12 @@ def _exact_step(options):
 # -- processes -------------------------------------------------------------------------------------------------------
 
 
-def _line(what, speed, found):
-    print(f"{what:40}{speed:>30}   peak {found['gigabytes']:.2f} GB", flush=True)
+def _print_result(label, speed, result):
+    print(f"{label:40}{speed:>30}   peak {result['peak_gb']:.2f} GB", flush=True)
 
 
 def _run(options, measure, stage="pretrain"):
-    return run(
+    return run_measurement(
         os.path.abspath(__file__),
         [options.what, "--folder", options.folder, "--scale", options.scale, "--seconds", options.seconds]
         + ["--negatives", options.negatives, "--measure", measure, "--stage", stage],
@@ -190,14 +201,15 @@ _MEASURES = {
 }
 
 
-def main():
+def main() -> None:
+    """The command; see the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("mixture", "catalogue"))
-    parser.add_argument("--folder", help="for the generated data, up to 5 GB (default: a temporary one)")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the generated data (default: 1)")
-    parser.add_argument("--seconds", type=float, default=30, help="of pre-training to measure (default: 30)")
-    parser.add_argument("--negatives", type=int, default=8192, help="sampled negatives (default: 8192)")
-    parser.add_argument("--exact", action="store_true", help="also one exact step over the catalogue, some minutes")
+    parser.add_argument("--folder", help="folder for the generated data, up to 5 GB (default: temporary)")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the numbers above (default: 1)")
+    parser.add_argument("--seconds", type=float, default=30, help="seconds of pre-training to measure (default: 30)")
+    parser.add_argument("--negatives", type=int, default=8192, help="sampled negatives per step (default: 8192)")
+    parser.add_argument("--exact", action="store_true", help="also measure one step of the exact softmax, some minutes")
     parser.add_argument("--measure", choices=_MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     options = parser.parse_args()

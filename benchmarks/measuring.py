@@ -1,53 +1,82 @@
-"""What the benchmarks share: one measurement a process, data, training for some seconds, memory."""
+"""Shared by the benchmarks: one process per measurement, opening data, timed training, memory."""
 
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from data import UniSRecDataset
+    from engine.config import Config
 
 
-def run(script, arguments):
-    """Run one measurement, a script that prints JSON last, in a process of its own; its peak memory is its own then.
+def run_measurement(script: str, arguments: Sequence[object]) -> dict[str, Any]:
+    """Run one measurement in a process of its own, so that its peak memory is its own.
+
+    Args:
+        script: path of a Python script whose last line of output is a JSON object.
+        arguments: its command line.
 
     Returns:
-        dict: what it printed, and `seconds`, its start-up included.
+        The JSON object, and `seconds`: the run time of the process, its start included.
     """
     start = time.perf_counter()
     command = [sys.executable, script, *map(str, arguments)]
-    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return {"seconds": time.perf_counter() - start} | json.loads(found.stdout.splitlines()[-1])
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return {"seconds": time.perf_counter() - start} | json.loads(process.stdout.splitlines()[-1])
 
 
-def memory():
-    """In GB: the peak of this process and, on Linux, what is resident now, its own and pages of mapped files."""
+def memory() -> dict[str, float]:
+    """Memory of this process in GB.
+
+    Returns:
+        `peak_gb`: the peak resident memory. On Linux also the resident memory now: `anonymous_gb` (private to the
+        process) and `mapped_gb` (pages of mapped files).
+    """
     from engine.reporting import peak_memory_mb
 
     if not os.path.exists("/proc/self/status"):
-        return {"gigabytes": peak_memory_mb() / 1e3}
+        return {"peak_gb": peak_memory_mb() / 1e3}
     with open("/proc/self/status", encoding="ascii") as file:
         status = dict(line.split(":", 1) for line in file)
-    keys = {"gigabytes": "VmHWM", "own": "RssAnon", "mapped": "RssFile"}
+    keys = {"peak_gb": "VmHWM", "anonymous_gb": "RssAnon", "mapped_gb": "RssFile"}
     return {name: int(status[key].split()[0]) / 1e6 for name, key in keys.items()}
 
 
-def open_data(stage, folder, name, **settings):
-    """Open a data set for a stage of UniSRec as the commands do. Returns (config, data set)."""
+def open_data(stage: str, folder: str, name: str, **settings: object) -> "tuple[Config, UniSRecDataset]":
+    """Open a data set as the commands do.
+
+    Args:
+        stage: `pretrain`, `inductive_ft` or `transductive_ft`.
+        folder: contains the folder of the data set.
+        name: the data set.
+        settings: override the defaults of `props/`.
+
+    Returns:
+        (config, data set)
+    """
     from data import UniSRecDataset
     from engine.config import build_config
     from unisrec import UniSRec
 
-    files = ["overall.yaml", "UniSRec.yaml", "pretrain.yaml" if stage == "pretrain" else "finetune.yaml"]
     settings = {"data_path": folder, "train_stage": stage, "show_progress": False, **settings}
-    config = build_config(UniSRec, name, files, settings)
+    config = build_config(UniSRec, name, "pretrain" if stage == "pretrain" else "finetune", settings)
     return config, UniSRecDataset(config)
 
 
-def training_rate(config, dataset, seconds, warm_up=2):
-    """Train for some seconds after some steps of warm-up; making batches counts.
+def training_rate(config: "Config", dataset: "UniSRecDataset", seconds: float, warm_up: int = 2) -> float:
+    """Measure the speed of training, making the batches included.
+
+    Args:
+        config, dataset: as from `open_data`.
+        seconds: at least this long; one step is always measured.
+        warm_up: steps before the measurement.
 
     Returns:
-        float: predictions learnt from per second.
+        Predictions per second.
     """
     from engine.building import build_model, sequence_batches
     from engine.optimizer import make_optimizer
@@ -56,14 +85,14 @@ def training_rate(config, dataset, seconds, warm_up=2):
     model = build_model(UniSRec, config, dataset).train()
     optimizer = make_optimizer(config, model)
     batches = sequence_batches(config, dataset)
-    seen, steps, start = 0, 0, time.perf_counter()
+    predictions, steps, start = 0, 0, time.perf_counter()
     while True:
         for batch in batches:
             if steps == warm_up:
-                seen, start = 0, time.perf_counter()
+                predictions, start = 0, time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
             model.calculate_loss(batch.to(config["device"])).backward()
             optimizer.step()
-            seen, steps = seen + len(batch), steps + 1
+            predictions, steps = predictions + len(batch), steps + 1
             if steps > warm_up and time.perf_counter() - start > seconds:
-                return seen / (time.perf_counter() - start)
+                return predictions / (time.perf_counter() - start)

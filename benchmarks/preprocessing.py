@@ -1,9 +1,9 @@
-"""Ratings to splits: ours against plain dicts and sets, on generated ratings with a long tail.
+"""Speed of turning ratings into splits, compared with plain dicts and sets, on generated ratings with a long tail.
 
     python benchmarks/preprocessing.py [--rows 20000000] [--users 2000000] [--items 500000] [--folder DIR]
 
-The reference gets a tenth of the rows; on that tenth both must write the same bytes. Each runs in a process of its own,
-so that the peak memory is its own.
+The reference gets a tenth of the rows, and both must write the same bytes for that tenth. Each runs in a process of its
+own, so that its peak memory is its own.
 """
 
 import argparse
@@ -12,21 +12,24 @@ import filecmp
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
-import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np  # noqa: E402
 
+from benchmarks.measuring import run_measurement  # noqa: E402
+
 CORE = 5
-NAMES = ("ours", "reference")
+VARIANTS = ("ours", "reference")
 
 
-def generate(path, rows, users, items, seed=0):
-    """Write ratings as Amazon's of 2018: item,user,rating,timestamp. Popularity and activity follow power laws."""
+def generate(path: str, rows: int, users: int, items: int, seed: int = 0) -> None:
+    """Write ratings in the format of Amazon 2018: item,user,rating,timestamp.
+
+    The popularity of the items and the activity of the users follow power laws.
+    """
     import polars as pl
 
     random = np.random.default_rng(seed)
@@ -46,8 +49,8 @@ def generate(path, rows, users, items, seed=0):
     ).write_csv(path, include_header=False)
 
 
-def ours(ratings, folder):
-    """The project's own way, as `process_amazon.py` goes it, with one and the same text for every item."""
+def ours(ratings: str, folder: str) -> None:
+    """This code: what `process_amazon.py` does, with the same text for every item."""
     import polars as pl
 
     from dataset.preprocessing.process_amazon import read_ratings
@@ -61,8 +64,8 @@ def ours(ratings, folder):
     write_data_set("ours", folder, interactions, same_text, Rules(CORE, CORE), dict)
 
 
-def reference(ratings, folder):
-    """Dicts, sets and loops over rows."""
+def reference(ratings: str, folder: str) -> None:
+    """The reference: dicts, sets and loops over rows."""
     rows, seen = [], set()
     with open(ratings, encoding="utf-8") as file:
         for item, user, _, timestamp in csv.reader(file):
@@ -100,26 +103,29 @@ def reference(ratings, folder):
                     file.write(f"{user}\t{' '.join(history[max(0, target - 50) : target])}\t{history[target]}\n")
 
 
-def measure(way, ratings, folder):
-    """Run one of the two in a process of its own. Returns (seconds, peak memory in GB), its start-up included.
+def measure(variant: str, ratings: str, folder: str) -> tuple[float, float]:
+    """Run one of the two variants in a process of its own.
 
-    This process stays small, for a process starts with the peak of the one that started it.
+    The calling process must stay small: a process inherits the peak memory of its parent.
+
+    Returns:
+        (seconds, the start of the process included; peak memory in GB)
     """
-    start = time.perf_counter()
-    run = subprocess.run([sys.executable, __file__, "--way", way, "--ratings", ratings, "--folder", folder],
-                         check=True, stdout=subprocess.PIPE, text=True)  # fmt: skip
-    return time.perf_counter() - start, json.loads(run.stdout.splitlines()[-1])["gigabytes"]
+    arguments = ["--variant", variant, "--ratings", ratings, "--folder", folder]
+    result = run_measurement(os.path.abspath(__file__), arguments)
+    return result["seconds"], result["peak_gb"]
 
 
-def run_one_way(options):
+def run_variant(options: argparse.Namespace) -> None:
+    """Run one variant in this process and print its peak memory as JSON."""
     import resource
 
-    {"ours": ours, "reference": reference}[options.way](options.ratings, options.folder)
-    print(json.dumps({"gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
+    {"ours": ours, "reference": reference}[options.variant](options.ratings, options.folder)
+    print(json.dumps({"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
 
 
-def compare(options, folder):
-    """The table: ours on all rows and on a tenth, the reference on that tenth."""
+def compare(options: argparse.Namespace, folder: str) -> None:
+    """Print the table: this code on all rows and on a tenth of them, the reference on that tenth."""
     tenth = [number // 10 for number in (options.rows, options.users, options.items)]
     results = {}
     for label, sizes in (("all", (options.rows, options.users, options.items)), ("tenth", tenth)):
@@ -128,32 +134,33 @@ def compare(options, folder):
         worker.start()
         worker.join()
         print(f"{label}: {sizes[0]:,} rows, {os.path.getsize(ratings) / 1e6:,.0f} MB", flush=True)
-        for way in NAMES if label == "tenth" else NAMES[:1]:
+        for variant in VARIANTS if label == "tenth" else VARIANTS[:1]:
             target = os.path.join(folder, label)
-            seconds, gigabytes = results[label, way] = measure(way, ratings, target)
-            print(f"  {way:<10}{seconds:8.1f} s  {sizes[0] / seconds:12,.0f} rows/s  {gigabytes:6.2f} GB", flush=True)
+            seconds, peak_gb = results[label, variant] = measure(variant, ratings, target)
+            print(f"  {variant:<10}{seconds:8.1f} s  {sizes[0] / seconds:12,.0f} rows/s  {peak_gb:6.2f} GB", flush=True)
         os.unlink(ratings)
     same = all(
-        filecmp.cmp(*(os.path.join(folder, "tenth", way, f"{way}.{split}.inter") for way in NAMES), shallow=False)
+        filecmp.cmp(*(os.path.join(folder, "tenth", name, f"{name}.{split}.inter") for name in VARIANTS), shallow=False)
         for split in ("train", "valid", "test")
     )
     ratio = results["tenth", "reference"][0] / results["tenth", "ours"][0]
-    print(f"on the tenth: {ratio:.1f} times the reference; same bytes: {same}")
+    print(f"on the tenth: {ratio:.1f} times the speed of the reference; same bytes: {same}")
     if not same:
-        raise SystemExit("the two wrote different splits")
+        raise SystemExit("the two variants wrote different splits")
 
 
-def main():
+def main() -> None:
+    """The command; see the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=20_000_000)
-    parser.add_argument("--users", type=int, default=2_000_000)
-    parser.add_argument("--items", type=int, default=500_000)
-    parser.add_argument("--folder", help="for the generated files, 6 GB at full size (default: a temporary one)")
-    parser.add_argument("--way", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, default=20_000_000, help="ratings (default: 20000000)")
+    parser.add_argument("--users", type=int, default=2_000_000, help="default: 2000000")
+    parser.add_argument("--items", type=int, default=500_000, help="default: 500000")
+    parser.add_argument("--folder", help="folder for the generated files, 6 GB at full size (default: temporary)")
+    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--ratings", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.way:
-        run_one_way(options)
+    if options.variant:
+        run_variant(options)
     else:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             compare(options, folder)

@@ -1,38 +1,45 @@
-"""UniSRec as plainly as the published code computes it: what the fast model is measured against, and must equal.
+"""UniSRec as the published code computes it. The fast model must equal it, and benchmarks compare with it.
 
-One row per prefix, padded to the window; every position of every row goes through the adaptor, one expert after the
-other; the transformer is RecBole's. Names of the parameters are the published ones.
+The input is one row per prefix, padded to the window. Every position of every row goes through the adaptor, one expert
+after the other. The transformer is RecBole's. Parameters have the published names.
+
+Shapes: B rows, L positions, N items, D text width, H hidden size, E experts.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from recbole.model.layers import TransformerEncoder
-from torch import nn
+from torch import Tensor, nn
 
 
 class ReferenceExpert(nn.Module):
-    """One whitening expert: W (dropout(x) - b)."""
+    """One whitening expert (paper, equation 4): W (dropout(x) - b)."""
 
-    def __init__(self, input_size, output_size, dropout):
+    def __init__(self, input_size: int, output_size: int, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.bias = nn.Parameter(torch.zeros(input_size))
         self.lin = nn.Linear(input_size, output_size, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """float [..., D] -> float [..., H]."""
         return self.lin(self.dropout(x) - self.bias)
 
 
 class ReferenceAdaptor(nn.Module):
-    """The mixture of experts, a loop over them."""
+    """The mixture of experts (paper, equations 5 and 6), with a loop over the experts."""
 
-    def __init__(self, n_experts, input_size, output_size, dropout):
+    def __init__(self, n_experts: int, input_size: int, output_size: int, dropout: float) -> None:
         super().__init__()
         self.experts = nn.ModuleList([ReferenceExpert(input_size, output_size, dropout) for _ in range(n_experts)])
         self.w_gate = nn.Parameter(torch.zeros(input_size, n_experts))
         self.w_noise = nn.Parameter(torch.zeros(input_size, n_experts))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """float [..., D] -> float [..., H]."""
         logits = x @ self.w_gate
         if self.training:
             logits = logits + torch.randn_like(logits) * (F.softplus(x @ self.w_noise) + 0.01)
@@ -46,11 +53,12 @@ class ReferenceUniSRec(nn.Module):
 
     Args:
         config: keys of props/UniSRec.yaml.
-        features (float [N + 1, D] or [2N + 1, D]): row 0 is padding; pre-training has the shortened texts behind.
-        n_items (int): N + 1, for the id embedding and the candidates.
+        features: float [N + 1, D] or [2N + 1, D]. Row 0 is padding. In pre-training, rows N + 1 to 2N are the features
+            of the shortened texts.
+        n_items: N + 1, for the id embedding and the candidates.
     """
 
-    def __init__(self, config, features, n_items):
+    def __init__(self, config: Mapping[str, Any], features: Tensor, n_items: int) -> None:
         super().__init__()
         hidden = config["hidden_size"]
         self.stage, self.temperature, self.lam = config["train_stage"], config["temperature"], config["lambda"]
@@ -73,43 +81,48 @@ class ReferenceUniSRec(nn.Module):
         if self.stage == "transductive_ft":
             self.item_embedding = nn.Embedding(n_items, hidden, padding_idx=0)
 
-    def encode(self, items, lengths):
-        """Rows int64 [B, L], left-aligned, and their lengths [B] -> float [B, H]."""
+    def encode(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """Left-aligned histories int64 [B, L] and lengths int64 [B] -> sequence representations float [B, H]."""
         vectors = self.moe_adaptor(self.plm[items])  # [B, L, H]
         if self.stage == "transductive_ft":
             vectors = vectors + self.item_embedding(items)
-        places = torch.arange(items.size(1), device=items.device)
-        hidden = self.dropout(self.LayerNorm(vectors + self.position_embedding(places)))
-        seen = (items != 0)[:, None, None, :] & (places[None, :] <= places[:, None])  # [B, 1, L, L]
-        mask = torch.where(seen, 0.0, -10000.0)
+        positions = torch.arange(items.size(1), device=items.device)
+        hidden = self.dropout(self.LayerNorm(vectors + self.position_embedding(positions)))
+        visible = (items != 0)[:, None, None, :] & (positions[None, :] <= positions[:, None])  # [B, 1, L, L]
+        mask = torch.where(visible, 0.0, -10000.0)
         hidden = self.trm_encoder(hidden, mask, output_all_encoded_layers=False)[-1]
         return hidden[torch.arange(len(items)), lengths - 1]
 
-    def candidates(self, with_padding=False):
-        """The items of the softmax, float [N (+ 1), H]."""
+    def candidates(self, with_padding: bool = False) -> Tensor:
+        """Item representations, the classes of the softmax: float [N, H], or [N + 1, H] with padding."""
         start = 0 if with_padding else 1
         table = self.moe_adaptor(self.plm[start : self.n_items])
         return table + self.item_embedding.weight[start:] if self.stage == "transductive_ft" else table
 
-    def finetune_loss(self, items, lengths, targets, with_padding=False):
-        """Cross entropy over the catalogue; the published one has padding as a class."""
+    def finetune_loss(self, items: Tensor, lengths: Tensor, targets: Tensor, with_padding: bool = False) -> Tensor:
+        """Cross entropy over the catalogue (paper, section 2.3). In the published code padding is a class, too."""
         states = F.normalize(self.encode(items, lengths), dim=-1)
         table = F.normalize(self.candidates(with_padding), dim=-1)
         return F.cross_entropy(states @ table.T / self.temperature, targets if with_padding else targets - 1)
 
-    def pretrain_loss(self, items, lengths, targets, view, view_lengths):
-        """Sequence-to-item and sequence-to-sequence contrast; pairs with the same target are no negatives."""
+    def pretrain_loss(
+        self, items: Tensor, lengths: Tensor, targets: Tensor, view: Tensor, view_lengths: Tensor
+    ) -> Tensor:
+        """Sequence-to-item and sequence-to-sequence contrast (paper, section 2.2.3).
+
+        Pairs with the same target are not negatives of each other.
+        """
         states = F.normalize(self.encode(items, lengths), dim=-1)
         views = F.normalize(self.encode(view, view_lengths), dim=-1)
         positives = F.normalize(self.moe_adaptor(self.plm[targets]), dim=-1)
-        other = (targets[:, None] == targets) & ~torch.eye(len(targets), dtype=torch.bool)
+        same_target = (targets[:, None] == targets) & ~torch.eye(len(targets), dtype=torch.bool)
 
         def contrast(keys):
-            logits = (states @ keys.T / self.temperature).masked_fill(other, -torch.inf)
+            logits = (states @ keys.T / self.temperature).masked_fill(same_target, -torch.inf)
             return F.cross_entropy(logits, torch.arange(len(targets)))
 
         return contrast(positives) + self.lam * contrast(views)
 
-    def scores(self, items, lengths):
-        """Cosine with every item, float [B, N]; the table of items is computed anew for every batch."""
+    def scores(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """Cosine with every item, float [B, N]. The item table is computed again for every batch."""
         return F.normalize(self.encode(items, lengths), dim=-1) @ F.normalize(self.candidates(), dim=-1).T

@@ -1,12 +1,12 @@
-"""Training and evaluation against the published way of doing it, in one run, each in a process of its own.
+"""Speed and memory of training and evaluation, compared with the published way of computing in the same run.
 
-    python benchmarks/speed.py                                         # MovieLens, which comes with RecBole
-    python benchmarks/speed.py -d Scientific -m BTS [--data DIR]       # DIR holds downstream/ and pretrain/
+    python benchmarks/speed.py                                         # MovieLens, which RecBole includes
+    python benchmarks/speed.py -d Scientific -m BTS [--data DIR]       # DIR contains downstream/ and pretrain/
     python benchmarks/speed.py -d Scientific --parts finetune,startup
 
-The reference (reference.py) encodes one row a prefix, padded to 50, adapts every position with one expert after the
-other, and makes the table of items anew for every batch of an evaluation. One step of it takes up to a minute. Peak
-memory is of the whole process.
+The reference (reference.py) encodes one row per prefix, padded to 50 items. It adapts every position, one expert after
+the other. It computes the item table again for every batch of an evaluation. One of its steps takes up to a minute.
+Each measurement runs in a process of its own; peak memory is that of the process.
 """
 
 import argparse
@@ -19,15 +19,17 @@ import time
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, PROJECT)
 
-from benchmarks.measuring import memory, open_data, run, training_rate  # noqa: E402
+from benchmarks.measuring import memory, open_data, run_measurement, training_rate  # noqa: E402
 
 FINETUNING = ("transductive_ft", "inductive_ft")
-PRETRAIN_ROWS = 1024  # of the reference: the published 8,192 need 29 GB
-SHARED = (1, 2, 4, 50)  # predictions per row
-EVALUATION_ROWS = 2048  # the published batch of an evaluation
+PRETRAIN_ROWS = 1024  # batch size of the reference: the published 8,192 rows need 29 GB
+FINETUNE_ROWS = 2048  # the published batch size
+EVALUATION_ROWS = 2048  # the published batch size of an evaluation
+PREDICTIONS_PER_ROW = (1, 2, 4, 50)
 
 
-def main():
+def main() -> None:
+    """The command; see the top of the file."""
     options = _parser().parse_args()
     if options.measure:
         print(json.dumps(_MEASURES[options.measure](options) | memory()))
@@ -43,59 +45,65 @@ def main():
 # -- the table -------------------------------------------------------------------------------------------------------
 
 
-def finetuning(options):
+def finetuning(options: argparse.Namespace) -> None:
+    """Predictions per second of both fine-tuning stages."""
     for stage in FINETUNING:
         _compare(f"fine-tuning, {stage}", "predictions", options, "finetune_ours", "finetune_reference", stage)
 
 
-def pretraining(options):
+def pretraining(options: argparse.Namespace) -> None:
+    """Predictions per second of pre-training."""
     _compare("pre-training", "predictions", options, "pretrain_ours", "pretrain_reference", "pretrain")
 
 
-def evaluation(options):
+def evaluation(options: argparse.Namespace) -> None:
+    """Users per second of an evaluation with full ranking."""
     _compare("evaluation, full ranking", "users", options, "evaluate_ours", "evaluate_reference", "transductive_ft")
 
 
-def startup(options):
-    _line("finetune.py: from Enter to the first step", _run(options, "first_step", "transductive_ft"))
+def startup(options: argparse.Namespace) -> None:
+    """Seconds from the start of the process to the end of the first training step."""
+    _print_seconds("finetune.py: start to first step", _run(options, "first_step", "transductive_ft"))
 
 
-def loading(options):
-    _run(options, "load_mixture", "pretrain")  # warms the cache
-    _line(f"loading {options.mixture}, warm", _run(options, "load_mixture", "pretrain"))
+def loading(options: argparse.Namespace) -> None:
+    """Seconds to load the training sequences of the mixture from their cache."""
+    _run(options, "load_mixture", "pretrain")  # writes the cache
+    _print_seconds(f"loading {options.mixture}, warm cache", _run(options, "load_mixture", "pretrain"))
 
 
-def sharing(options):
-    """How many predictions share an encoded history: from each prefix by itself to all positions in one pass."""
-    rates = {shared: _run(options, "finetune_ours", "inductive_ft", shared)["rate"] for shared in SHARED}
-    for shared, rate in rates.items():
-        what = f"inductive, {shared} predictions per row"
-        print(f"{what:40}{rate:9,.0f} predictions/s   {rate / rates[1]:.1f} x rows", flush=True)
+def predictions_per_row(options: argparse.Namespace) -> None:
+    """Inductive fine-tuning with several values of `predictions_per_row`; 1 encodes each prefix by itself."""
+    rates = {n: _run(options, "finetune_ours", "inductive_ft", n)["rate"] for n in PREDICTIONS_PER_ROW}
+    for n, rate in rates.items():
+        label = f"inductive, {n} predictions per row"
+        print(f"{label:40}{rate:9,.0f} predictions/s   {rate / rates[1]:.1f} x rows", flush=True)
 
 
-def _compare(what, unit, options, ours, reference, stage):
+def _compare(label, unit, options, ours, reference, stage):
     fast, slow = _run(options, ours, stage), _run(options, reference, stage)
-    print(f"{what:40}{fast['rate']:9,.0f} {unit}/s {fast['gigabytes']:5.2f} GB   reference {slow['rate']:7,.1f}/s "
-          f"{slow['gigabytes']:5.2f} GB   {fast['rate'] / slow['rate']:6.0f} x", flush=True)  # fmt: skip
+    print(f"{label:40}{fast['rate']:9,.0f} {unit}/s {fast['peak_gb']:5.2f} GB   reference {slow['rate']:7,.1f}/s "
+          f"{slow['peak_gb']:5.2f} GB   {fast['rate'] / slow['rate']:6.0f} x", flush=True)  # fmt: skip
 
 
-def _line(what, found):
-    print(f"{what:40}{found['seconds']:9.2f} s   {found['gigabytes']:5.2f} GB", flush=True)
+def _print_seconds(label, result):
+    print(f"{label:40}{result['seconds']:9.2f} s   {result['peak_gb']:5.2f} GB", flush=True)
 
 
-def _run(options, measure, stage, shared=None):
+def _run(options, measure, stage, predictions_per_row=None):
     """One measurement in a process of its own. Returns dict."""
-    return run(
+    return run_measurement(
         os.path.abspath(__file__),
         ["-d", options.dataset, "-m", options.mixture, "--data", options.data, "--seconds", options.seconds]
-        + ["--measure", measure, "--stage", stage, *(["--shared", shared] if shared else [])],
+        + ["--measure", measure, "--stage", stage]
+        + (["--predictions_per_row", predictions_per_row] if predictions_per_row else []),
     )
 
 
 def _movielens():
     folder = os.path.join(PROJECT, "saved", "demo", "dataset")
     if not os.path.isfile(os.path.join(folder, "pretrain", "Films", "Films.json")):
-        # in a process of its own: one starts with the peak memory of the one that started it
+        # in a process of its own: a process inherits the peak memory of its parent
         prepare = f"import demo; demo.prepare({folder!r})"
         subprocess.run([sys.executable, "-c", prepare], check=True, cwd=PROJECT)
     return folder
@@ -109,7 +117,7 @@ def _open(options):
     pretrain = options.stage == "pretrain"
     folder = os.path.join(options.data, "pretrain" if pretrain else "downstream")
     name = options.mixture if pretrain else options.dataset
-    settings = {"predictions_per_row": options.shared} if options.shared else {}
+    settings = {"predictions_per_row": options.predictions_per_row} if options.predictions_per_row else {}
     return open_data(options.stage, folder, name, **settings)
 
 
@@ -118,7 +126,7 @@ def _train(options):
 
 
 def _reference(config, dataset):
-    """The plain model with the features that the published code would hold, padding row first."""
+    """The reference model with all text features in memory, as in the published code; row 0 is padding."""
     import torch
 
     from benchmarks.reference import ReferenceUniSRec
@@ -130,7 +138,7 @@ def _reference(config, dataset):
 
 
 def _padded_rows(config, part, count):
-    """Rows of a split as the published loader gives them, drawn at random: items [B, 50], lengths [B], targets [B]."""
+    """Random rows of a split, padded as by the published loader: items [B, 50], lengths [B], targets [B]."""
     import numpy as np
     import torch.nn.functional as F
 
@@ -142,7 +150,7 @@ def _padded_rows(config, part, count):
 
 
 def _reference_step(options, count, loss_of):
-    """The published work for one step of Adam. Returns dict."""
+    """One Adam step of the reference model on `count` rows. Returns dict."""
     import torch
 
     config, dataset = _open(options)
@@ -156,12 +164,12 @@ def _reference_step(options, count, loss_of):
 
 
 def _finetune_reference(options):
-    return _reference_step(options, 2048, lambda model, *rows: model.finetune_loss(*rows))
+    return _reference_step(options, FINETUNE_ROWS, lambda model, *rows: model.finetune_loss(*rows))
 
 
 def _pretrain_reference(options):
     def loss_of(model, items, lengths, targets):
-        return model.pretrain_loss(items, lengths, targets, items, lengths)  # the view costs what the rows cost
+        return model.pretrain_loss(items, lengths, targets, items, lengths)  # a view costs as much as its rows
 
     return _reference_step(options, PRETRAIN_ROWS, loss_of)
 
@@ -193,7 +201,7 @@ def _evaluate_reference(options):
 
 
 def _first_step(options):
-    """All that `finetune.py` does until its first step is done; the process's own start is part of the time."""
+    """Run `finetune.py` until its first step is done. `run_measurement` times the process, its start included."""
     import finetune
     from engine.trainer import Trainer
 
@@ -209,7 +217,7 @@ def _first_step(options):
         finetune.main(["-d", options.dataset, "--data_path", os.path.join(options.data, "downstream")])
     except FirstStep:
         return {}
-    raise AssertionError("there was no step")
+    raise AssertionError("finetune.py ended without a training step")
 
 
 def _load_mixture(options):
@@ -227,7 +235,7 @@ _PARTS = {
     "evaluate": evaluation,
     "startup": startup,
     "load": loading,
-    "sharing": sharing,
+    "predictions_per_row": predictions_per_row,
 }
 _MEASURES = {
     "finetune_ours": _train,
@@ -243,14 +251,14 @@ _MEASURES = {
 
 def _parser():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("-d", "--dataset", default="Drama", help="to fine-tune on (default: Drama, of MovieLens)")
-    parser.add_argument("-m", "--mixture", default="Films", help="to pre-train on (default: Films, of MovieLens)")
-    parser.add_argument("--data", metavar="DIR", help="holds downstream/ and pretrain/ (default: dataset)")
-    parser.add_argument("--parts", default=",".join(_PARTS), help=f"default: {','.join(_PARTS)}")
-    parser.add_argument("--seconds", type=float, default=20, help="of training to measure (default: 20)")
+    parser.add_argument("-d", "--dataset", default="Drama", help="to fine-tune on (default: Drama, from MovieLens)")
+    parser.add_argument("-m", "--mixture", default="Films", help="to pre-train on (default: Films, from MovieLens)")
+    parser.add_argument("--data", metavar="DIR", help="contains downstream/ and pretrain/ (default: dataset)")
+    parser.add_argument("--parts", default=",".join(_PARTS), metavar="A,B,C", help=f"default: {','.join(_PARTS)}")
+    parser.add_argument("--seconds", type=float, default=20, help="seconds of training to measure (default: 20)")
     parser.add_argument("--measure", choices=_MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--stage", help=argparse.SUPPRESS)
-    parser.add_argument("--shared", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--predictions_per_row", type=int, help=argparse.SUPPRESS)
     return parser
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import read_json
-from data.features import ItemFeatures, feature_description, feature_shape, find_suffix
+from data.features import ItemFeatures, feature_description, feature_shape, find_suffix, made_by
 from data.files import count_items
 from data.sequences import DOMAIN_STRIDE
 
@@ -124,6 +124,21 @@ def open_catalogue(
     return catalogue, ItemFeatures(paths, counts, width, dtype, augmented)
 
 
+def _check_same_encoder(path: str, first: str) -> None:
+    """The domains of a mixture must have features of one kind, as far as their descriptions tell.
+
+    Raises:
+        UserError: two descriptions differ in the encoder, the pooling or the normalization.
+    """
+    own, other = made_by(path), made_by(first)
+    for key in own.keys() & other.keys():
+        if own[key] != other[key]:
+            raise UserError(
+                f"{path}: was made with {key} {own[key]}, {first} with {key} {other[key]}; "
+                "encode all domains in the same way"
+            )
+
+
 def item_names(folder: str, catalogue: Catalogue) -> list[str]:
     """Names of the items that do not depend on how the data set numbers them.
 
@@ -187,6 +202,7 @@ def _check_shapes(paths: Sequence[str], plm_size: int) -> tuple[list[int], int, 
                 f"{path}: vectors of {shape[1]} {shape[2]} numbers, expected {width} {dtype} as in {paths[0]}; "
                 "encode all domains with the same encoder"
             )
+        _check_same_encoder(path, paths[0])
     return [count for count, _, _ in shapes], width, dtype
 
 

@@ -19,10 +19,6 @@ from data.files import load_sequences
 from data.sequences import DOMAIN_STRIDE, Sequences
 
 SPLITS = ("train", "valid", "test")
-# RecBole's models whose scores do not depend on the padding behind a history, which tests/test_recbole_contract.py
-# proves for each. Of the other models, some crash on rows shorter than MAX_ITEM_LIST_LENGTH and some silently compute
-# other scores. A model of one's own declares it with `ignores_padding = True`.
-IGNORE_PADDING = frozenset({"BERT4Rec", "CORE", "FPMC", "GCSAN", "GRU4Rec", "NARM", "SASRec", "SRGNN", "TransRec"})
 
 
 class UniSRecDataset(SequentialDataset):
@@ -57,7 +53,7 @@ class UniSRecDataset(SequentialDataset):
             config["plm_suffix"] or "auto",
             (config["plm_suffix_aug"] or "auto") if config["train_stage"] == "pretrain" else None,
             config["plm_size"],
-            need_features=getattr(config.model_class, "uses_item_text", False),
+            need_features=config.uses_item_text,
         )
         self._sequences: dict[str, Sequences] = {}
         self._user_numbers: np.ndarray | None = None
@@ -65,7 +61,7 @@ class UniSRecDataset(SequentialDataset):
         self.split: str | None = None
         # Of each row of a split, set by `build`: the index of its target in `items`, and its sequence.
         self._targets = self._row_sequences = np.empty(0, np.int64)
-        self._pads_to_batch = _ignores_padding(config.model_class)
+        self._pads_to_batch = config.ignores_padding
         self.user_feat = self.item_feat = None
         self.feat_name_list = ["inter_feat"]
         self._set_fields()
@@ -236,11 +232,6 @@ class UniSRecDataset(SequentialDataset):
         )
 
     __repr__ = __str__
-
-
-def _ignores_padding(model: type) -> bool:
-    declared = getattr(model, "ignores_padding", False)
-    return declared or (model.__module__.startswith("recbole.") and model.__name__ in IGNORE_PADDING)
 
 
 class _LazyHistories(Interaction):

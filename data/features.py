@@ -1,6 +1,7 @@
 """Text features of the catalogue: memory-mapped files that are read where needed and never copied as a whole."""
 
 import os
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,10 @@ class ItemFeatures:
         width: D, numbers per vector.
         dtype: `float32` or `float16`.
         augmented_paths: the same for `feat2*`. Empty if not needed.
+
+    Attributes:
+        description: what made the vectors, as far as it is known: `encoder`, `pooling`, `normalised`, `width`.
+        source: the first file, for messages.
     """
 
     def __init__(
@@ -38,6 +43,8 @@ class ItemFeatures:
         self._paths = list(paths)
         all_paths = [*paths, *augmented_paths]
         sizes = list(counts) * (2 if self.augmented else 1)
+        self.source = paths[0]
+        self.description = made_by(paths[0]) | {"width": width}
         self._maps = [
             np.memmap(path, dtype, "r", shape=(size, width)) for path, size in zip(all_paths, sizes, strict=True)
         ]
@@ -93,7 +100,7 @@ def feature_shape(path: str, plm_size: int) -> tuple[int, int, str]:
     size, row_size = os.path.getsize(path), width * np.dtype(dtype).itemsize
     if not size or size % row_size or (description and size != items * row_size):
         if description:
-            expected, remedy = f"{path}.json ({row_size} bytes per item, {items} items)", "encode the texts again"
+            expected, remedy = f"{path}.json ({items} items, {row_size} bytes per item)", "encode the texts again"
         else:
             expected = f"plm_size {plm_size} ({row_size} bytes per item)"
             remedy = "set --plm_size to the encoder's width, or encode the texts again"
@@ -121,6 +128,23 @@ def feature_description(path: str) -> dict:
             f"{path}.json: holds {type(description).__name__}, expected width and items; encode the texts again"
         )
     return description
+
+
+def made_by(path: str) -> dict:
+    """What made the vectors of a feature file, as far as its description or its name tells.
+
+    Returns:
+        Values of the keys `encoder`, `pooling` and `normalised` that are known.
+    """
+    description = feature_description(path)
+    told = {key: description[key] for key in ("encoder", "pooling", "normalised") if key in description}
+    return made_by_suffix(path.rpartition(".")[2]) | told
+
+
+def made_by_suffix(suffix: str) -> dict:
+    """What a suffix such as feat1CLS tells: the `pooling`, or nothing."""
+    match = re.fullmatch(r"feat\d(CLS|Mean)", str(suffix))
+    return {"pooling": match[1]} if match else {}
 
 
 def find_suffix(folder: str, domains: Sequence[str], suffix: str) -> str:

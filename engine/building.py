@@ -1,40 +1,44 @@
-"""From settings to a data set, its batches and a model, the same for every command."""
+"""Builds a data set, its batches and a model from the settings, in the same way for every command."""
 
 import logging
 import random
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from common.errors import UserError
 from common.processes import gather, gather_objects, is_main, rank, world_size
 from data import SequenceBatches, UniSRecDataset
+from engine.config import Config
+from engine.fast_parts import use_fast_parts
 
 logger = logging.getLogger(__name__)
 
 
-def set_seeds(seed, rank=0):
-    """Seed Python, numpy and torch; each rank draws its own noise and dropout."""
+def set_seeds(seed: int, rank: int = 0) -> None:
+    """Seed Python, numpy and torch. Each rank draws its own noise and dropout."""
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)
     torch.manual_seed(seed + rank)
 
 
-def open_dataset(config):
-    """Open a data set and say what is in it. Returns UniSRecDataset."""
+def open_dataset(config: Config) -> UniSRecDataset:
+    """Open a data set and log a summary of it."""
     dataset = UniSRecDataset(config)
     if not is_main():
-        gather_objects(None)  # the main process reads the training file, the others what it has cached
-    summary = str(dataset)  # not inside logging, which would print a traceback of an error
+        gather_objects(None)  # wait: the main process parses the training file, the others read its cache
+    summary = str(dataset)  # outside of the logging call, which would print a traceback of a UserError
     if is_main():
         gather_objects(None)
     logger.info("%s", summary)
     return dataset
 
 
-def sequence_batches(config, dataset):
-    """This process's share of the training sequences, as the settings cut and order them. Returns SequenceBatches."""
-    more = {"rank": rank(), "world_size": world_size()}
+def sequence_batches(config: Config, dataset: UniSRecDataset) -> SequenceBatches:
+    """The batches of training sequences, of which every process gets its share."""
+    more: dict[str, Any] = {"rank": rank(), "world_size": world_size()}
     if config["train_stage"] == "pretrain":
         more["augment_ratios"] = {key: config[key] for key in ("item_drop_ratio", "item_drop_coefficient")}
         more["n_items"] = dataset.catalogue.n_items
@@ -48,14 +52,22 @@ def sequence_batches(config, dataset):
     )
 
 
-def build_model(model_class, config, dataset):
-    """Make a model with the initial weights that the seed gives, the same on every rank, and let it gather what it
-    compares from all of them. Returns the model."""
+def build_model(model_class: type[nn.Module], config: Config, dataset: UniSRecDataset) -> nn.Module:
+    """Build a model, on the device of the settings.
+
+    The seed determines the initial weights, which are the same on every rank. With several processes the model compares
+    sequences of all of them. `--fast=false` leaves the plain model.
+
+    Raises:
+        UserError: settings that do not fit each other.
+    """
     set_seeds(config["seed"])
     try:
         model = model_class(config, dataset)
     except ValueError as error:
         raise UserError(f"{config['model']}: {error}; change that setting") from None
+    if config["fast"]:
+        use_fast_parts(model)
     if world_size() > 1:
         model.gather = gather
     return model.to(config["device"])

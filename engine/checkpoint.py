@@ -5,6 +5,7 @@ import glob
 import logging
 import os
 import pickle
+import re
 import types
 
 import numpy as np
@@ -12,16 +13,25 @@ import torch
 
 from common.errors import UserError
 from common.files import atomic_path
+from data.features import made_by_suffix
+from engine.settings import check_window
 
 FORMAT = "unisrec-1"
 _EXPERT = "moe_adaptor.experts"
+_WIDTH = "text width (encoder)"
 _SIZES = {  # which setting a tensor's shape tells, and where
     "hidden_size": ("LayerNorm.weight", 0),
     "inner_size": ("trm_encoder.layer.0.feed_forward.dense_1.weight", 0),
     "MAX_ITEM_LIST_LENGTH": ("position_embedding.weight", 0),
     "n_exps": ("moe_adaptor.experts.bias", 0),
-    "text width (encoder)": ("moe_adaptor.experts.bias", 1),
+    _WIDTH: ("moe_adaptor.experts.bias", 1),
 }
+_LAYER = re.compile(r"trm_encoder\.layer\.(\d+)\.")
+# settings that decide what the weights compute; a checkpoint brings its own
+SHAPE = (
+    "n_layers", "n_heads", "hidden_size", "inner_size", "hidden_act", "layer_norm_eps", "n_exps",
+    "MAX_ITEM_LIST_LENGTH",
+)  # fmt: skip
 # settings that may differ between the parts of a run
 _NOT_OF_A_RUN = dict.fromkeys(("epochs", "resume", "show_progress", "device", "checkpoint_dir", "data_path"))
 logger = logging.getLogger(__name__)
@@ -32,7 +42,7 @@ def save_checkpoint(path, model, config, epoch, item_tokens=None, **more):
 
     Args:
         path (str): the file.
-        model (torch.nn.Module): its state dict is stored.
+        model (torch.nn.Module): its state dict is stored, and what is known of its text features (`model.features`).
         config (Config): stored as plain data.
         epoch (int): epochs done.
         item_tokens (sequence of str or None): what row i of the id embedding stands for; needed where there is one.
@@ -46,6 +56,7 @@ def save_checkpoint(path, model, config, epoch, item_tokens=None, **more):
         "config": config.plain(),
         "state_dict": model.state_dict(),
         "item_tokens": None if item_tokens is None else [str(token) for token in item_tokens],
+        "features": getattr(getattr(model, "features", None), "description", None),
         **more,
     }
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -95,6 +106,91 @@ def read_checkpoint(path):
         ) from None
     content.setdefault("item_tokens", None)
     return content
+
+
+def adopt_settings(config, checkpoint: dict, path: str) -> None:
+    """Take the settings that shape the model (`SHAPE`) from a checkpoint.
+
+    Sizes come from its tensors, the others from the settings that it stores. What it does not say stays as configured.
+
+    Args:
+        config (Config): changed in place.
+        checkpoint: from `read_checkpoint`.
+        path: for messages.
+
+    Raises:
+        UserError: the user has given one of them another value.
+    """
+    found = _shape_of(checkpoint)
+    adopted = {key: value for key, value in found.items() if config[key] != value}
+    for key in adopted.keys() & config.given.keys():
+        raise UserError(
+            f"{config.given[key]}: found {config[key]!r}, expected {adopted[key]!r}, with which {path} was trained; "
+            "leave it out, the checkpoint brings its own"
+        )
+    for key, value in adopted.items():
+        config[key] = value
+    if adopted:
+        logger.info("settings from %s: %s", path, ", ".join(f"{key} {value}" for key, value in adopted.items()))
+    missing = [key for key in SHAPE if key not in found]
+    if missing:
+        logger.info("%s does not say %s; the settings decide", path, ", ".join(missing))
+    check_window(config.given, config)
+
+
+def _shape_of(checkpoint):
+    """The settings of `SHAPE` that a checkpoint tells: dict."""
+    stored, state = _stored_settings(checkpoint), checkpoint["state_dict"]
+    found = {key: stored[key] for key in SHAPE if isinstance(stored.get(key), int | float | str)}
+    layers = {match[1] for match in map(_LAYER.match, state) if match}
+    if layers:
+        found["n_layers"] = len(layers)
+    for key, (name, axis) in _SIZES.items():
+        if key in SHAPE and name in state and state[name].dim() > axis:
+            found[key] = state[name].shape[axis]
+    return found
+
+
+def _stored_settings(checkpoint):
+    """The settings that a checkpoint stores: those of ours, or of RecBole's pickled Config. Returns dict."""
+    config = checkpoint.get("config")
+    state = getattr(config, "state", None) if isinstance(config, Inert) else {"final_config_dict": config}
+    stored = state.get("final_config_dict") if isinstance(state, dict) else None
+    return stored if isinstance(stored, dict) else {}
+
+
+def check_features(checkpoint: dict, features, path: str) -> None:
+    """The text features must be of the kind that a checkpoint was trained on: encoder, pooling, width, normalization.
+
+    What either side does not know is not compared. Published checkpoints tell the pooling by their `plm_suffix`.
+
+    Args:
+        checkpoint: from `read_checkpoint`.
+        features (data.ItemFeatures): the data set's.
+        path: for messages.
+
+    Raises:
+        UserError: the features are of another kind.
+    """
+    then, now = checkpoint.get("features"), features.description
+    if not isinstance(then, dict):
+        then = {"width": checkpoint["state_dict"].get(_SIZES[_WIDTH][0], torch.empty(0, 0)).shape[-1] or None}
+        then |= made_by_suffix(_stored_settings(checkpoint).get("plm_suffix"))
+    if "encoder" not in then or "encoder" not in now:
+        without = path if "encoder" not in then else features.source
+        logger.info("%s does not say which encoder made its text features; the encoders are not compared", without)
+    differ = [key for key in then.keys() & now.keys() if None not in (then[key], now[key]) and then[key] != now[key]]
+    if differ:
+        raise UserError(
+            f"{path}: was trained on text features of {_in_words(then)}; found {_in_words(now)} in {features.source}; "
+            "encode the texts in the same way (dataset/preprocessing/encode_text.py), or name other features "
+            "with --plm_suffix"
+        )
+
+
+def _in_words(description):
+    told = {key: description.get(key) for key in ("encoder", "pooling", "width", "normalised")}
+    return ", ".join(f"{key} {value}" for key, value in told.items() if value is not None)
 
 
 def changed_settings(checkpoint, config):

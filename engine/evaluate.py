@@ -1,160 +1,234 @@
-"""Evaluation with RecBole's loaders and metrics: full ranking over the catalogue."""
+"""Evaluation: the rank of each row's target among all items, as one table, and the metrics of that table."""
 
+import collections
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 import torch
+from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.evaluator import Collector, Evaluator
+from recbole.evaluator.register import metric_information
 from recbole.utils import EvaluatorType
-from torch.nn import functional as F
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.errors import UserError
 from common.processes import from_main, gather, is_main, rank, world_size
+from engine.metrics import METRICS, RankTable, mean_metrics
+from engine.ranks_file import user_names
+from layers.ranking import expected_ranks
+
+if TYPE_CHECKING:
+    from data import UniSRecDataset
+    from engine.config import Config
 
 _SCORES = 1 << 27  # scores of a batch at most: with a large catalogue, fewer users at a time
-_BY_TOP_K = {"rec.topk", "rec.items"}
-
-# metrics that look at the targets' places alone, and so bear a catalogue smaller than k
-_OF_TARGETS = {"recall", "ndcg", "hit", "mrr", "map", "precision"}
 
 
-class TopKCollector(Collector):
-    """RecBole's collector, quicker for the usual case of one target a row: one top-k, no matrix of targets."""
+class Evaluated(NamedTuple):
+    """What an evaluation returns: the table of ranks, and metric -> value under RecBole's names, unrounded."""
 
-    def needs(self):
-        """What the metrics want to know of a batch: set of str."""
-        names = ("rec.topk", "rec.items", "rec.meanrank", "rec.score", "data.label")
-        return {name for name in names if self.register.need(name)}
-
-    def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
-        if not self.needs() <= _BY_TOP_K or len(positive_i) != len(scores_tensor):
-            super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
-            return
-        k = max(self.topk)
-        top = scores_tensor.topk(min(k, scores_tensor.size(1)), dim=-1).indices  # [B, k]
-        hits = (top == positive_i.to(top.device)[:, None]).int()
-        self._collect_hits(F.pad(hits, (0, k - hits.size(1))))  # a catalogue smaller than k
-        if self.register.need("rec.items"):
-            self.data_struct.update_tensor("rec.items", top)
-
-    def collect_ranks(self, ranks):
-        """The same from the targets' places, int64 [B], for metrics that look at nothing else."""
-        self._collect_hits((ranks[:, None] == torch.arange(max(self.topk), device=ranks.device)).int())
-
-    def join_processes(self, device):
-        """Put together what all processes have collected; one may have had no rows at all."""
-        width = max(self.topk)
-        for name, columns in (("rec.topk", width + 1), ("rec.items", width)):
-            if self.register.need(name):
-                none = torch.empty((0, columns), dtype=torch.int64 if name == "rec.items" else torch.int32)
-                own = self.data_struct._data_dict.get(name, none)
-                (joined,), *_ = gather(own.to(device))
-                self.data_struct.set(name, joined)
-
-    def _collect_hits(self, hits):
-        """int32 [B, k]: where the target stands; RecBole's matrix has the number of targets behind it."""
-        self.data_struct.update_tensor("rec.topk", torch.cat([hits, torch.ones_like(hits[:, :1])], dim=1))
-
-    def get_data_struct(self):
-        # RecBole's own calls .cpu() on everything collected, and so fails on the plain numbers of coverage metrics
-        for key, value in self.data_struct._data_dict.items():
-            if isinstance(value, torch.Tensor):
-                self.data_struct._data_dict[key] = value.cpu()
-        return self.data_struct
+    table: RankTable
+    metrics: dict[str, float]
 
 
 class Evaluation:
-    """The loaders of valid and test, and RecBole's metrics on them.
+    """The loaders of valid and test, and the ranks and metrics of a model on them.
 
-    Several processes share the rows where the metrics look at the first places only, and all get the same metrics;
-    else the main process does it alone.
+    The metrics of `engine.metrics` are functions of the table of ranks. RecBole's other ranking metrics (ItemCoverage,
+    GAUC, ...) are left to RecBole. Several processes share the rows, unless a metric of RecBole's needs all scores or
+    negatives are sampled; then the main process evaluates alone. All processes get the same result.
 
     Args:
-        config (Config): `eval_args`, `metrics`, `topk`, `eval_batch_size`.
-        dataset (UniSRecDataset): before `build`.
+        config: `eval_args`, `metrics`, `topk`, `eval_batch_size`.
+        dataset: before `build`.
+
+    Attributes:
+        by_rank (list of str): the metrics that are functions of the table of ranks, in lower case.
+        others (list of str): the metrics that are left to RecBole.
+        parts (dict): the data sets `train`, `valid`, `test`.
+        loaders (dict): RecBole's loaders of `valid` and `test`.
 
     Raises:
-        UserError: a metric that ranking does not have.
+        UserError: a metric that ranking does not have, or a k that is larger than the catalogue.
     """
 
-    def __init__(self, config, dataset):
-        self.config = config
-        config["eval_batch_size"] = min(config["eval_batch_size"], max(1, _SCORES // dataset.item_num))
+    def __init__(self, config: "Config", dataset: "UniSRecDataset"):
+        self.config, self.dataset = config, dataset
+        if config["eval_type"] != EvaluatorType.RANKING:
+            raise UserError(f"metrics {config['metrics']}: expected ranking metrics such as Recall, NDCG, MRR, Hit")
+        names = [name.lower() for name in config["metrics"]]
+        self.by_rank = [name for name in names if name in METRICS]
+        self.others = [name for name in names if name not in METRICS]
+        self.n_columns = dataset.item_num
+        if self.others and max(config["topk"]) >= self.n_columns:
+            raise UserError(
+                f"option --topk: found {max(config['topk'])}, expected at most {self.n_columns - 1} for "
+                f"{', '.join(sorted(self.others))}: there are no more items"
+            )
+        # what RecBole's collector and evaluator read: our settings, but only the metrics that are left to them
+        self._recbole_config = collections.ChainMap({"metrics": self.others}, config)
+        needs = {need for name in self.others for need in metric_information[name] if need.startswith("rec.")}
+        modes = config["eval_args"]["mode"]
+        self.shared = world_size() > 1 and set(modes.values()) == {"full"} and needs <= {"rec.items"}
+
+        config["eval_batch_size"] = min(config["eval_batch_size"], max(1, _SCORES // self.n_columns))
         self.parts = dict(zip(("train", "valid", "test"), dataset.build(), strict=True))
         samplers = dict(zip(self.parts, create_samplers(config, dataset, list(self.parts.values())), strict=True))
+        self.sampler = samplers["train"]
         self.loaders = {}
-        modes = set(config["eval_args"]["mode"].values())
-        self.shared = world_size() > 1 and modes == {"full"} and TopKCollector(config).needs() <= _BY_TOP_K
         for phase in ("valid", "test"):
-            if config["eval_args"]["mode"][phase] == "full":
-                # neighbours of like length need little padding, and no metric depends on the order
+            if modes[phase] == "full":
+                # neighbours of like length need little padding; the table does not depend on the order
                 self.parts[phase].sort(config["ITEM_LIST_LENGTH_FIELD"])
             if self.shared:
                 self.parts[phase].share(rank(), world_size())
             self.loaders[phase] = get_dataloader(config, phase)(config, self.parts[phase], samplers[phase])
-        if config["eval_type"] != EvaluatorType.RANKING:
-            raise UserError(f"metrics {config['metrics']}: expected ranking metrics such as Recall, NDCG, MRR, Hit")
-        self.sampler = samplers["train"]
-        self.n_columns = dataset.item_num
-        others = sorted({name.lower() for name in config["metrics"]} - _OF_TARGETS)
-        if others and max(config["topk"]) >= self.n_columns:
-            raise UserError(
-                f"option --topk: found {max(config['topk'])}, expected at most {self.n_columns - 1} for "
-                f"{', '.join(others)}: there are no more items"
-            )
 
-    def __call__(self, model, phase, show_progress=False):
+    def __call__(self, model: nn.Module, phase: str, show_progress: bool = False) -> dict[str, float]:
+        """The metrics of a model on `valid` or `test`, as `evaluate` gives them."""
+        return self.evaluate(model, phase, show_progress).metrics
+
+    def evaluate(self, model: nn.Module, phase: str, show_progress: bool = False) -> Evaluated:
         """Evaluate a model on `valid` or `test`.
 
-        Returns:
-            dict: metric -> float, RecBole's names, unrounded.
+        Raises:
+            UserError: a score is NaN.
         """
         if world_size() > 1 and not self.shared:
-            return from_main(self._metrics(model, phase, show_progress) if is_main() else None)
-        return self._metrics(model, phase, show_progress)
+            table, others = from_main(self._evaluate(model, phase, show_progress) if is_main() else None)
+        else:
+            table, others = self._evaluate(model, phase, show_progress)
+        self._check_scores(table, phase)
+        found = mean_metrics(table, self.by_rank, self.config["topk"]) | others
+        order = [name.lower() for name in self.config["metrics"]]
+        keys = sorted(found, key=lambda key: order.index(key.partition("@")[0]))  # stable: each k in the order of topk
+        return Evaluated(table, {key: found[key] for key in keys})
 
     @torch.no_grad()
-    def _metrics(self, model, phase, show_progress):
+    def _evaluate(self, model: nn.Module, phase: str, show_progress: bool) -> tuple[RankTable, dict[str, float]]:
+        """The table of all rows, and the metrics that are left to RecBole."""
         was_training = model.training
         model.eval()
-        collector = TopKCollector(self.config)
-        collector.data_collect(_TrainSide(self.parts["train"]))
-        by_ranks = collector.needs() == {"rec.topk"} and _ranks_by_itself(type(model))
-        for batch, rows, positive_u, positive_i in tqdm(
+        collector = Collector(self._recbole_config) if self.others else None
+        parts = [(torch.empty(0, 5, dtype=torch.int64), torch.empty(0, dtype=torch.float64))]  # a process without rows
+        for batch, users, positive_users, _ in tqdm(
             self.loaders[phase], desc=f"Evaluating {phase}", leave=False, disable=None if show_progress else True
         ):
-            batch = batch.to(self.config["device"])
-            if by_ranks and rows is None and len(positive_i) == len(batch):
-                collector.collect_ranks(model.ranks(batch))
+            if users is None:
+                parts.append(self._rank_all(model, batch, collector))
             else:
-                scores = self._scores(model, batch, rows, positive_u)
-                collector.eval_batch_collect(scores, batch, positive_u, positive_i)
+                parts.append(self._rank_sampled(model, batch, users, positive_users, collector))
         model.train(was_training)  # a table of all items that the model made for the evaluation goes
+        device = self.config["device"]
+        columns, ranks = (torch.cat([part.to(device) for part in column]) for column in zip(*parts, strict=True))
         if self.shared:
-            collector.join_processes(self.config["device"])
-        values = Evaluator(self.config).evaluate(collector.get_data_struct())
+            (columns, ranks), *_ = gather(columns, ranks)
+        return _table(columns.cpu().numpy(), ranks.cpu().numpy()), self._recboles_metrics(collector)
+
+    def _rank_all(self, model: nn.Module, batch: Interaction, collector: Collector | None) -> tuple[Tensor, Tensor]:
+        """Rank each row's target among all items. Returns its columns, int64 [B, 5], and ranks, float64 [B]."""
+        columns = self._columns(batch, self.n_columns - 1)
+        batch = batch.to(self.config["device"])
+        own_ranks = _own_ranks(model)
+        if own_ranks and not collector:
+            return columns, own_ranks(batch)
+        scores = model.full_sort_predict(batch).view(-1, self.n_columns)  # [B, N + 1]
+        scores[:, 0] = -torch.inf
+        return columns, self._ranks(scores, batch, collector)
+
+    def _rank_sampled(
+        self, model: nn.Module, batch: Interaction, users: Tensor, positive_users: Tensor, collector: Collector | None
+    ) -> tuple[Tensor, Tensor]:
+        """Rank each row's target among its sampled negatives. Returns as `_rank_all`.
+
+        RecBole's loader puts the m rows of a user before their negatives, and each m negatives belong to those m rows.
+
+        Args:
+            batch: P pairs of a row and a candidate.
+            users: int64 [P], the user of each pair, counted from 0 in this batch, ascending.
+            positive_users: int64 [B], the user of each row.
+        """
+        rows_of_user = positive_users.bincount()
+        first_pair, first_row = (counts.cumsum(0) - counts for counts in (users.bincount(), rows_of_user))
+        within = torch.arange(len(users)) - first_pair[users]  # the pair's place among those of its user
+        row = first_row[users] + within % rows_of_user[users]  # [P]
+        scores = torch.full((len(positive_users), self.n_columns), -torch.inf, device=self.config["device"])
+        rows = batch[(within < rows_of_user[users]).nonzero()[:, 0]]
+        batch = batch.to(self.config["device"])
+        scores[row, batch[self.dataset.iid_field]] = model.predict(batch)
+        columns = self._columns(rows, (scores != -torch.inf).sum(1).cpu())
+        return columns, self._ranks(scores, rows, collector)
+
+    def _columns(self, rows: Interaction, candidates: int | Tensor) -> Tensor:
+        """All columns of rows but their ranks, int64 [B, 5], in the order in which `_table` reads them."""
+        target = rows[self.dataset.iid_field]
+        in_history = (rows[self.dataset.item_id_list_field] == target[:, None]).any(1)
+        columns = torch.empty(len(target), 5, dtype=torch.int64)
+        for place, column in enumerate(
+            (rows[self.dataset.uid_field], target, rows[self.dataset.item_list_length_field], candidates, in_history)
+        ):
+            columns[:, place] = column
+        return columns
+
+    def _ranks(self, scores: Tensor, rows: Interaction, collector: Collector | None) -> Tensor:
+        """Ranks from 0 on, float64 [B], of the rows' targets by scores, float [B, N + 1]; -inf for no candidate."""
+        targets = rows[self.dataset.iid_field].to(scores.device)
+        if collector:
+            collector.eval_batch_collect(scores, rows, torch.arange(len(targets)), targets)
+        return expected_ranks(scores, targets)
+
+    def _recboles_metrics(self, collector: Collector | None) -> dict[str, float]:
+        """The metrics that are left to RecBole, from what its collector has seen; the processes join their parts."""
+        if not collector:
+            return {}
+        if self.shared:
+            none = torch.empty(0, max(self.config["topk"]), dtype=torch.int64)  # a process without rows
+            own = collector.data_struct._data_dict.get("rec.items", none)
+            (items,), *_ = gather(own.to(self.config["device"]))
+            collector.data_struct.set("rec.items", items)
+        collector.data_collect(_TrainingRows(self.parts["train"]))
+        for name, value in collector.data_struct._data_dict.items():
+            if isinstance(value, Tensor):  # RecBole's own `get_data_struct` fails on the plain numbers
+                collector.data_struct.set(name, value.cpu())
+        values = Evaluator(self._recbole_config).evaluate(collector.data_struct)
         return {name: float(value) for name, value in values.items()}
 
-    def _scores(self, model, batch, rows, positive_u):
-        """Scores [B, N + 1], -inf for padding; with sampled negatives, -inf for what was not sampled."""
-        if rows is None:
-            scores = model.full_sort_predict(batch).view(-1, self.n_columns)
-            scores[:, 0] = -torch.inf
-            return scores
-        scores = torch.full((int(positive_u[-1]) + 1, self.n_columns), -torch.inf, device=self.config["device"])
-        scores[rows, batch[self.config["ITEM_ID_FIELD"]]] = model.predict(batch)
-        return scores
+    def _check_scores(self, table: RankTable, phase: str) -> None:
+        """Raise a UserError that names the first user whose scores are NaN."""
+        wrong = np.isnan(table.rank)
+        if wrong.any():
+            user = user_names(self.dataset)[table.user[wrong.argmax()]]
+            raise UserError(
+                f"model {self.config['model']}: the scores of user {user} in {phase} are NaN, expected numbers "
+                f"({wrong.sum():,} of {len(table):,} rows have NaN scores); train again with a lower --learning_rate, "
+                "or start from another checkpoint"
+            )
 
 
-def _ranks_by_itself(model_class):
-    """Whether `ranks` speaks for the model: not where a derived class has scores of its own."""
-    for base in model_class.__mro__:
-        if "ranks" in vars(base) or "full_sort_predict" in vars(base):
-            return "ranks" in vars(base)
-    return False
+def _own_ranks(model: nn.Module) -> Callable[[Interaction], Tensor] | None:
+    """The model's optional `ranks`: float64 [B], how many items precede each target, without holding all scores.
+
+    A `ranks` that a derived class inherits knows nothing of scores that the derived class computes itself. So it
+    counts only if no class below the one that defines it overrides `full_sort_predict`.
+    """
+    for part in (model, *type(model).__mro__):
+        if "ranks" in vars(part) or "full_sort_predict" in vars(part):
+            return model.ranks if "ranks" in vars(part) else None
+    return None
 
 
-class _TrainSide:
+def _table(columns: np.ndarray, ranks: np.ndarray) -> RankTable:
+    """The table, sorted by user, of columns int64 [R, 5] and ranks from 0 on, float64 [R]."""
+    user, target, length, candidates, in_history = columns.T
+    order = np.lexsort((target, length, user))  # the same whichever process ranked a row
+    return RankTable(user, target, length, ranks + 1, candidates, in_history.astype(bool))[order]
+
+
+class _TrainingRows:
     """RecBole's collector asks a training loader for its data set."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: Any):
         self.dataset = dataset

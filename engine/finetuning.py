@@ -3,33 +3,37 @@
 import logging
 import os
 
+import numpy as np
 from recbole.data.utils import get_dataloader
-from recbole.model.abstract_recommender import SequentialRecommender
 
-from baselines import TRAINED, UNTRAINED
-from common.errors import UserError
+from baselines import entry
 from common.files import check_can_write
-from common.processes import rank
+from common.processes import is_main, rank
 from engine.building import build_model, open_dataset, sequence_batches, set_seeds
-from engine.checkpoint import load_weights, read_checkpoint
-from engine.config import check_choice, resolve_model
+from engine.checkpoint import adopt_settings, check_features, load_weights, read_checkpoint
 from engine.evaluate import Evaluation
+from engine.groups import format_groups, group_metrics
+from engine.ranks_file import write_ranks
 from engine.reporting import Stopwatch, result_path, start_logging, write_result
 from engine.trainer import Progress, Trainer
-from unisrec import STAGES, AllPositions, UniSRec
+from layers.encoder import AllPositions
 
 logger = logging.getLogger(__name__)
 
 
 def finetune(config):
-    """Fine-tune UniSRec (or evaluate it, with `epochs` 0) and write the result. Returns the result, dict."""
+    """Fine-tune UniSRec or a model derived from it, or evaluate it, with `epochs` 0. Returns the result file, dict."""
     start_logging(config)
     checkpoint = read_checkpoint(config["pretrained"]) if config["pretrained"] else None
-    _settle_stage(config, checkpoint)
+    if checkpoint:
+        _settle_stage(config, checkpoint)
+        adopt_settings(config, checkpoint, config["pretrained"])
     watch = Stopwatch()
     with watch("load"):
         dataset = open_dataset(config)
-        model = build_model(UniSRec, config, dataset)
+        if checkpoint:
+            check_features(checkpoint, dataset.features, config["pretrained"])
+        model = build_model(config.model_class, config, dataset)
         tokens = dataset.item_names() if config["train_stage"] == "transductive_ft" else None
         if checkpoint:
             load_weights(model, checkpoint, config["pretrained"], tokens)
@@ -37,7 +41,7 @@ def finetune(config):
                 model.freeze_encoder()
         evaluation = Evaluation(config, dataset)
         batches = _training_batches(config, dataset, evaluation)
-    name = f"UniSRec-{config['dataset']}-{config['train_stage']}-{config['seed']}"
+    name = f"{config['model']}-{config['dataset']}-{config['train_stage']}-{config['seed']}"
     name += "-pretrained" * bool(checkpoint)
     name += "-evaluated" * (config["epochs"] == 0)  # lest it replace the result of the training
     return train_and_test(config, model, batches, evaluation, name, watch, tokens)
@@ -46,7 +50,7 @@ def finetune(config):
 def run_baseline(config):
     """Train and test a model that reads rows, under the same protocol. Returns the result, dict."""
     start_logging(config)
-    if config["model"] in UNTRAINED:
+    if not entry(config.model_class).trains:
         config["epochs"] = 0
     watch = Stopwatch()
     with watch("load"):
@@ -70,6 +74,8 @@ def train_and_test(config, model, batches, evaluation, name, watch, item_tokens)
     path = os.path.join(config["checkpoint_dir"], f"{name}.pth")
     show = bool(config["show_progress"])
     check_can_write(result_path(config, path))
+    if config["ranks_file"]:
+        check_can_write(config["ranks_file"])
     set_seeds(config["seed"], rank())
     progress = Progress()
     if config["epochs"] > 0:
@@ -77,8 +83,12 @@ def train_and_test(config, model, batches, evaluation, name, watch, item_tokens)
         progress = trainer.fit(batches, lambda model: evaluation(model, "valid", show))
     with watch("evaluate"):
         valid = progress.best_metrics or evaluation(model, "valid", show)
-        test = evaluation(model, "test", show)
+        table, test = evaluation.evaluate(model, "test", show)
     logger.info("test  %s", "  ".join(f"{key} {value:.4f}" for key, value in test.items()))
+    groups = _groups(config, evaluation, table) if config["groups"] else None
+    if config["ranks_file"] and is_main():
+        write_ranks(config["ranks_file"], table, evaluation.dataset)
+        logger.info("ranks: %s", config["ranks_file"])
     seconds = {
         **watch.seconds,
         "train": progress.train_seconds,
@@ -94,39 +104,20 @@ def train_and_test(config, model, batches, evaluation, name, watch, item_tokens)
         seconds,
         speed,
         best_epoch=progress.best_epoch,
+        groups=groups,
     )
 
 
+def _groups(config, evaluation, table):
+    """The test metrics by group, logged as a table. Returns dict, see `group_metrics`."""
+    counts = np.bincount(evaluation.dataset.sequences("train").items, minlength=evaluation.dataset.item_num)
+    groups = group_metrics(table, counts, evaluation.by_rank, config["topk"])
+    for line in format_groups(groups):
+        logger.info("%s", line)
+    return groups
+
+
 def _settle_stage(config, checkpoint):
-    """Check the stage; an evaluation of a checkpoint without id embeddings is inductive."""
-    check_choice(config, "train_stage", STAGES[1:])
-    check_choice(config, "loss_type", ["CE"])
-    if checkpoint and config["epochs"] == 0 and "item_embedding.weight" not in checkpoint["state_dict"]:
+    """An evaluation of a checkpoint without id embeddings is inductive."""
+    if config["epochs"] == 0 and "item_embedding.weight" not in checkpoint["state_dict"]:
         config["train_stage"] = "inductive_ft"
-
-
-def interaction_model(name):
-    """The class of a baseline: a sequential model of RecBole's that needs interactions only, or an untrained one.
-
-    Raises:
-        UserError: no such model, or one that needs more.
-    """
-    if name in ("FDSA", "S3Rec"):
-        raise UserError(
-            f"model {name}: reads item texts and comes later; models that run now: SASRec, GRU4Rec, BERT4Rec, ..."
-        )
-    if name in _NEED_MORE:
-        raise UserError(
-            f"model {name}: needs {_NEED_MORE[name]}, which these data sets do not have; "
-            "choose one that reads interactions only, such as SASRec, GRU4Rec, BERT4Rec"
-        )
-    model = {**UNTRAINED, **TRAINED}.get(name) or resolve_model(name)
-    if not issubclass(model, SequentialRecommender):
-        raise UserError(f"model {name}: is no sequential model; choose one that is, such as SASRec, GRU4Rec, BERT4Rec")
-    return model
-
-
-_NEED_MORE = {
-    **dict.fromkeys(("GRU4RecF", "SASRecF", "DIN", "DIEN"), "item attributes"),
-    **dict.fromkeys(("GRU4RecKG", "KSR"), "a knowledge graph"),
-}

@@ -215,7 +215,7 @@ class Trainer:
                 represented.append(self.model.represent(part))
         joined = [torch.cat(column).float().requires_grad_() for column in zip(*represented, strict=True)]
         with self._autocast():
-            loss = self.model.compare(batch, joined)
+            loss = self.model.loss(batch, joined)
         loss.backward()
         after = self._generators()
         gradients = zip(*(vectors.grad.split([len(part) for part in parts]) for vectors in joined), strict=True)

@@ -1,174 +1,155 @@
-"""The losses, as pure functions of tensors. B and K: queries and keys; N candidates; H hidden size."""
+"""The losses, pure functions of tensors. B queries, K keys, N candidates, H hidden size."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-_LOGITS = 1 << 22  # of the cross entropy held at a time
-_FEW_ROWS = 64  # queries at a time: with fewer, candidates are taken in parts instead
+from torch import Tensor
 
 
-def keep_local(*tensors):
-    """The gather function of a single process: everything is here already. Returns (tensors, offset, processes)."""
+def keep_local(*tensors: Tensor) -> tuple[tuple[Tensor, ...], int, int]:
+    """The gather function of a single process, which has everything already.
+
+    Returns:
+        (the tensors of all processes, the row at which this process's part starts, the number of processes)
+    """
     return tensors, 0, 1
 
 
-def in_batch_contrastive(query, key, targets, users, temperature, weights=None, gather=keep_local):
-    """S(a, b): each query against the keys of the whole batch (paper, equations 7 and 8).
-
-    mean_i [ log sum_j exp(a_i . b_j / t) - a_i . b_i / t ], all vectors normalised. Left out as negatives: keys j != i
-    with the same target item as i, and keys that belong to the same user. They are left out exactly (-inf before
-    the log-sum-exp).
+def cross_entropy(
+    query: Tensor,
+    keys: Tensor,
+    positives: Tensor,
+    *,
+    weights: Tensor,
+    log_counts: Tensor | None = None,
+    left_out: Sequence[tuple[Tensor, Tensor]] = (),
+) -> Tensor:
+    """sum_i w_i [ log sum_j n_j exp(q_i . k_j) - q_i . k_p(i) ].
 
     Args:
-        query, key (float [B, H]): key i is the positive of query i.
-        targets (int64 [B]): the target item of each pair.
-        users (int64 [B] or None): the user of each pair; None where each is another's.
-        temperature (float): t.
-        weights (float [B] or None): a pair that counts w times is w queries, and w negatives of the others.
-        gather (callable): joins tensors over all processes, with gradients; gives (tensors, place of ours, processes).
+        query: float [B, H].
+        keys: float [K, H].
+        positives: int64 [B], the key p(i) of each query. Its n is 1.
+        weights: float [B].
+        log_counts: float [K], log n_j; None: all n are 1.
+        left_out: pairs of labels, int64 [B] of the queries and int64 [K] of the keys. A key that shares a label with a
+            query is not a negative of that query.
 
     Returns:
-        float []: the mean over the queries of all processes, times the number of processes where gradients are
-        averaged over them; for one process the plain mean.
+        float []
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        logits = query @ keys.T  # [B, K]
+        negatives = logits if log_counts is None else logits + log_counts
+        for query_labels, key_labels in left_out:
+            negatives = negatives.masked_fill(query_labels[:, None] == key_labels, -torch.inf)
+        logits = negatives.scatter(1, positives[:, None], logits.gather(1, positives[:, None]))
+        return (weights * F.cross_entropy(logits, positives, reduction="none")).sum()
+
+
+def in_batch_contrastive(
+    query: Tensor,
+    key: Tensor,
+    *,
+    targets: Tensor,
+    users: Tensor | None,
+    temperature: float,
+    weights: Tensor | None = None,
+    gather: Callable = keep_local,
+    cross_entropy: Callable[..., Tensor] = cross_entropy,
+) -> Tensor:
+    """Each query against the keys of the whole batch (paper, section 2.2).
+
+    mean_i [ log sum_j exp(a_i . b_j / t) - a_i . b_i / t ] over normalised vectors. The negatives of query i are the
+    keys j with another target item and of another user.
+
+    Args:
+        query, key: float [B, H]; key i is the positive of query i.
+        targets: int64 [B], the target item of each pair.
+        users: int64 [B], the user of each pair; None if every pair has a user of its own.
+        temperature: t.
+        weights: float [B]. A pair of weight w counts as w pairs, as a query and as a negative. None: all count once.
+        gather: joins tensors over all processes, with gradients; see `keep_local`.
+        cross_entropy: the plain function of this module or a faster one.
+
+    Returns:
+        float []: the mean over the queries of all processes, times the number of processes, because gradients are
+        averaged over processes.
     """
     query, key = F.normalize(query.float(), dim=-1), F.normalize(key.float(), dim=-1)
     count = torch.ones(len(query), device=query.device) if weights is None else weights
-    same = targets if users is None else users
-    (all_keys, all_targets, all_same, all_count), offset, processes = gather(key, targets, same, count)
-    place = torch.arange(len(query), device=query.device) + offset
-
-    def leave_out(here, logits):
-        """Change the logits [b, K] of some queries in place."""
-        own = logits.gather(1, place[here, None])
-        if weights is not None:
-            logits += all_count.log()  # a positive counts once, however often it is there
-        excluded = (targets[here, None] == all_targets) | (same[here, None] == all_same)
-        logits.masked_fill_(excluded, -torch.inf).scatter_(1, place[here, None], own)
-
-    share = count * (processes / all_count.sum())
-    return _CrossEntropy.apply(query / temperature, all_keys, place, share, leave_out)
+    users = targets if users is None else users
+    (keys, all_targets, all_users, all_count), offset, processes = gather(key, targets, users, count)
+    return cross_entropy(
+        query / temperature,
+        keys,
+        torch.arange(len(query), device=query.device) + offset,
+        weights=count * (processes / all_count.sum()),
+        log_counts=None if weights is None else all_count.log(),
+        left_out=[(targets, all_targets), (users, all_users)],
+    )
 
 
-def catalogue_cross_entropy(query, candidates, targets, temperature, weights=None, log_counts=None, gather=keep_local):
-    """Cross entropy of cos(s, t) / temperature over the candidates (paper, equations 9 and 10).
+def catalogue_cross_entropy(
+    query: Tensor,
+    candidates: Tensor,
+    *,
+    targets: Tensor,
+    temperature: float,
+    weights: Tensor | None = None,
+    log_counts: Tensor | None = None,
+    gather: Callable = keep_local,
+    cross_entropy: Callable[..., Tensor] = cross_entropy,
+) -> Tensor:
+    """Cross entropy of cos(query, candidate) / temperature over the candidates (paper, section 2.3).
 
     Args:
-        query (float [B, H]): sequence representations.
-        candidates (float [N, H]): item representations.
-        targets (int64 [B]): the row of each query's item in `candidates`.
-        temperature (float).
-        weights (float [B] or None): how often each query counts.
-        log_counts (float [N] or None): the logarithm of how many items each candidate stands for, itself included,
-            where the candidates are a sample of a catalogue (see `draw_others`); 0 for every target.
-        gather (callable): as in `in_batch_contrastive`; each process has queries of its own and all candidates.
+        query: float [B, H], sequence representations.
+        candidates: float [N, H], item representations.
+        targets: int64 [B], the row of each query's target item in `candidates`.
+        temperature: divides the cosines.
+        weights: float [B], how often each query counts; None: once.
+        log_counts: float [N]. Where the candidates are a sample: the logarithm of how many items of the catalogue each
+            one stands for, see `draw_negatives`; 0 for every target.
+        gather: as in `in_batch_contrastive`. Each process has its own queries and all candidates.
+        cross_entropy: the plain function of this module or a faster one.
 
     Returns:
-        float []: the mean over the queries of all processes, times the number of processes where gradients are
-        averaged over them; for one process the plain mean.
+        float []: as in `in_batch_contrastive`.
     """
     query, candidates = F.normalize(query.float(), dim=-1), F.normalize(candidates.float(), dim=-1)
     count = torch.ones_like(query[:, 0]) if weights is None else weights.float()
     (all_count,), _, processes = gather(count)
-    share = count * (processes / all_count.sum())
-
-    def correct(here, logits):
-        logits += log_counts
-
-    change = None if log_counts is None else correct
-    return _CrossEntropy.apply(query / temperature, candidates, targets, share, change)
+    weights = count * (processes / all_count.sum())
+    return cross_entropy(query / temperature, candidates, targets, weights=weights, log_counts=log_counts)
 
 
-def draw_others(named, n_items, count):
-    """Negatives for a sampled softmax: items drawn evenly, without replacement, from those that a batch does not name.
+def draw_negatives(batch_items: Tensor, n_items: int, count: int) -> tuple[Tensor, float]:
+    """Sample negatives evenly, without replacement, from the items that are not in the batch.
 
-    With the named items counted once and each drawn one as the exponential of the second value returned, the sum over
-    the candidates of a softmax has the sum over the whole catalogue as its mean: the correction of sampled softmax
-    (Jean et al., ACL 2015, section 3) for a stratum taken whole and one taken evenly.
+    With each batch item counted once and each negative counted as the exponential of the second value returned, the
+    sum over the candidates of a softmax is an unbiased estimate of the sum over the whole catalogue. This is the
+    correction of sampled softmax (Jean et al., ACL 2015, section 3) for a stratum that is taken whole and a stratum
+    that is sampled evenly.
 
     Args:
-        named (int64 [U]): distinct rows of the catalogue, ascending; never drawn.
-        n_items (int): the catalogue's size N.
-        count (int): K, how many to draw; all others where there are fewer.
+        batch_items: int64 [U], distinct item ids from 1 on, ascending. They are never drawn.
+        n_items: the size N of the catalogue.
+        count: K, how many to draw. If fewer items are left, all of them are drawn.
 
     Returns:
-        (int64 [min(K, N - U)], float): the rows drawn, and log((N - U) / K), the logarithm of how many each stands for.
+        (int64 [min(K, N - U)], float): the ids drawn, and log((N - U) / K), the logarithm of how many items each one
+        stands for.
     """
-    rest = n_items - len(named)
+    rest = n_items - len(batch_items)
     count = min(count, rest)
     if not count:
-        return named[:0], 0.0
+        return batch_items[:0], 0.0
     generator = np.random.default_rng(int(torch.randint(2**62, ())))
-    drawn = torch.from_numpy(generator.choice(rest, count, replace=False, shuffle=False)).to(named.device)
-    # the r-th of the others stands behind as many named rows as have at most r others before them
-    before = torch.searchsorted(named - torch.arange(len(named), device=named.device), drawn, right=True)
-    return drawn + before, math.log(rest / count)
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """sum_i w_i [ log sum_j exp(q_i . c_j) - q_i . c_t(i) ] without ever holding all B x N logits.
-
-    `change(rows, logits)` may alter the logits [b, N] of some queries in place, such as leave some out (-inf).
-
-    The loss is one number, so its gradients can be made in the forward pass, part by part, and are scaled in the
-    backward pass: three products, no logits kept.
-    """
-
-    @staticmethod
-    def forward(ctx, query, candidates, targets, weights, change):
-        with_gradients = any(ctx.needs_input_grad)
-        for_query, for_candidates = torch.zeros_like(query), torch.zeros_like(candidates)
-        arguments = (query, candidates, targets, weights, for_query, for_candidates, with_gradients)
-        with torch.autocast(query.device.type, enabled=False):
-            if change is None and _LOGITS // max(1, len(candidates)) < _FEW_ROWS:
-                loss = _by_candidates(*arguments)
-            else:
-                loss = _by_queries(*arguments, change)
-        ctx.save_for_backward(for_query, for_candidates)
-        return loss
-
-    @staticmethod
-    def backward(ctx, gradient):
-        for_query, for_candidates = ctx.saved_tensors
-        return for_query * gradient, for_candidates * gradient, None, None, None
-
-
-def _by_queries(query, candidates, targets, weights, for_query, for_candidates, with_gradients, change):
-    """The loss, float [], some queries at a time, each with all candidates; puts the gradients in place."""
-    loss = query.new_zeros(())
-    rows = max(1, _LOGITS // max(1, len(candidates)))
-    for start in range(0, len(query), rows):
-        here = slice(start, start + rows)
-        logits = query[here] @ candidates.T  # [b, N]
-        if change is not None:
-            change(here, logits)
-        highest = logits.amax(dim=1, keepdim=True)
-        own = logits.gather(1, targets[here, None])
-        powers = logits.sub_(highest).exp_()
-        total = powers.sum(dim=1, keepdim=True)
-        loss += ((total.log() + highest - own)[:, 0] * weights[here]).sum()
-        if with_gradients:
-            share = powers.mul_(weights[here, None] / total)
-            share.scatter_add_(1, targets[here, None], -weights[here, None])
-            torch.mm(share, candidates, out=for_query[here])
-            for_candidates.addmm_(share.T, query[here])
-    return loss
-
-
-def _by_candidates(query, candidates, targets, weights, for_query, for_candidates, with_gradients):
-    """The same, some candidates at a time, each for all queries: one product more, for catalogues so large that few
-    queries at a time would mean going through all candidates' gradients again and again."""
-    columns = max(1, _LOGITS // max(1, len(query)))
-    blocks = [slice(start, start + columns) for start in range(0, len(candidates), columns)]
-    parts = [torch.logsumexp(query @ candidates[block].T, dim=1) for block in blocks]
-    total = torch.logsumexp(torch.stack(parts), dim=0)  # [B]
-    if with_gradients:
-        for block in blocks:
-            share = (query @ candidates[block].T).sub_(total[:, None]).exp_().mul_(weights[:, None])  # [B, n]
-            for_query.addmm_(share, candidates[block])
-            torch.mm(share.T, query, out=for_candidates[block])
-        for_query.sub_(candidates[targets] * weights[:, None])
-        for_candidates.index_add_(0, targets, query * -weights[:, None])
-    return ((total - (query * candidates[targets]).sum(dim=1)) * weights).sum()
+    drawn = torch.from_numpy(generator.choice(rest, count, replace=False, shuffle=False)).to(batch_items.device)
+    # the r-th item outside the batch is preceded by all batch items that have at most r outside items before them
+    outside_before = batch_items - 1 - torch.arange(len(batch_items), device=batch_items.device)
+    return drawn + torch.searchsorted(outside_before, drawn, right=True) + 1, math.log(rest / count)

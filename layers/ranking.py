@@ -1,24 +1,49 @@
-"""The rank of a target among scores. B rows, N candidates."""
+"""The rank of a target among scores. B rows, N candidates, H hidden size."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 TIE = 1e-6  # scores that differ by less than this share are equal: float32 rounding may separate equal items
+_SCORES_AT_ONCE = 1 << 23  # held by `ranks_in_blocks`
 
 
 def expected_ranks(scores: Tensor, targets: Tensor) -> Tensor:
     """How many candidates precede each target. Equal scores count one half, their expectation under random order.
 
     Args:
-        scores: float [B, N]; -inf for what is no candidate.
+        scores: float [B, N]; -inf for what is not a candidate.
         targets: int64 [B], the column of each row's target.
 
     Returns:
         float64 [B], 0 for the best place; NaN where a score of the row is NaN.
     """
-    own = scores.gather(1, targets[:, None])
-    margin = TIE * own.abs()
-    higher = (scores > own + margin).sum(1)
-    not_lower = (scores >= own - margin).sum(1)  # the target included
-    ranks = (higher + not_lower - 1).double() / 2
-    return ranks.masked_fill(scores.isnan().any(1), torch.nan)
+    return _twice_preceding(scores, scores.gather(1, targets[:, None])).sub(1) / 2  # the target is equal to itself
+
+
+def ranks_in_blocks(
+    score: Callable[[Tensor, Tensor], Tensor], states: Tensor, items: Tensor, targets: Tensor
+) -> Tensor:
+    """`expected_ranks` without holding the scores of all items.
+
+    Args:
+        score: float [..., B, H] and [..., n, H] -> float [..., B, n].
+        states: float [B, H].
+        items: float [N, H].
+        targets: int64 [B], rows of `items`.
+
+    Returns:
+        float64 [B]
+    """
+    own = score(states[:, None], items[targets][:, None])[:, 0]  # [B, 1]
+    blocks = items.split(max(1, _SCORES_AT_ONCE // max(1, len(states))))
+    return sum(_twice_preceding(score(states, block), own) for block in blocks).sub(1) / 2
+
+
+def _twice_preceding(scores, own):
+    """2 for each score above a row's own, 1 for each equal one: float64 [B]; NaN where a score or `own` is NaN."""
+    margin = (TIE * own.abs()).masked_fill(own.isinf(), 0.0)  # inf - inf is NaN
+    points = (scores > own + margin).to(torch.int8).add_(scores >= own - margin)
+    total = points.sum(1, dtype=torch.int32).double()  # int64, the default, takes four times as long
+    return total + 0 * (scores.amax(1) + own[:, 0]).nan_to_num(torch.nan, 0.0, 0.0)  # maxima keep NaN

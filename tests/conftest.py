@@ -10,12 +10,18 @@ import pytest
 
 from common.errors import run_command
 from engine.config import build_config
-from tests.small_data import SMALL, WIDTH, write_mix, write_tiny  # noqa: F401 (tests import them from here)
+from tests.small_data import (  # noqa: F401  tests import some of these from here
+    SMALL,
+    WIDTH,
+    write_downstream,
+    write_mix,
+    write_mixture,
+    write_tiny,
+)
 from unisrec import UniSRec
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = os.path.join(os.path.dirname(ROOT), "shared")
-STAGE_PROPS = {"pretrain": "pretrain.yaml", "inductive_ft": "finetune.yaml", "transductive_ft": "finetune.yaml"}
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +45,30 @@ def small_config(stage, dataset, data_path, **options):
     return build_config(
         UniSRec,
         dataset,
-        ["overall.yaml", "UniSRec.yaml", STAGE_PROPS[stage]],
+        "pretrain" if stage == "pretrain" else "finetune",
         {"train_stage": stage, "data_path": data_path, **sizes, **options},
     )
+
+
+MAX_HISTORY = 8  # of the data in the fixture `folder`
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """`Small`, with users longer than MAX_HISTORY and repeated rows, and the mixture `Mix`."""
+    folder = tmp_path_factory.mktemp("data")
+    write_downstream(folder, users=14, cut_length=MAX_HISTORY, longest=16, repeat=(0, 1, 20))
+    write_mixture(folder, users=6, cut_length=MAX_HISTORY, longest=14)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The same, but no history is cut."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_downstream(folder, users=14, cut_length=16, longest=16, repeat=(0, 1, 20))
+    write_mixture(folder, users=6, cut_length=16, longest=14)
+    return str(folder)
 
 
 @pytest.fixture

@@ -90,27 +90,29 @@ def write_features(path, items, width=WIDTH, seed=0, dtype="float32"):
 # -- random data sets ----------------------------------------------------------------------------------------------
 
 
-def write_downstream(folder, name="Small", users=30, items=40, window=12, longest=20, repeat=()):
+def write_downstream(folder, name="Small", users=30, items=40, cut_length=12, longest=20, repeat=()):
     """Write a data set of one domain into `folder`/`name`; returns its rows.
 
-    Users have 4 to `longest` interactions, histories are cut to `window` items, and the training rows whose numbers
+    Users have 4 to `longest` interactions, histories are cut to `cut_length` items, and the training rows whose numbers
     are in `repeat` stand twice.
     """
     folder = os.path.join(folder, name)
     os.makedirs(folder)
-    rows = published_rows(random_histories(users, items, 4, longest), window)
+    rows = published_rows(random_histories(users, items, 4, longest), cut_length)
     rows["train"] = [row for number, row in enumerate(rows["train"]) for _ in range(2 if number in repeat else 1)]
     write_splits(folder, name, rows)
     write_features(os.path.join(folder, f"{name}.feat1CLS"), items)
     return rows
 
 
-def write_mixture(folder, name="Mix", counts=(9, 14, 6), users=8, window=6, longest=11, dtype="float32", width=WIDTH):
+def write_mixture(
+    folder, name="Mix", counts=(9, 14, 6), users=8, cut_length=6, longest=11, dtype="float32", width=WIDTH
+):
     """Write a mixture of domains, each with full and shortened texts; returns its rows (tokens `domain-index`)."""
     folder = os.path.join(folder, name)
     os.makedirs(folder)
     histories = [random_histories(users, count, 4, longest, seed=domain) for domain, count in enumerate(counts)]
-    rows = mixture_rows(histories, window)
+    rows = mixture_rows(histories, cut_length)
     write_splits(folder, name, rows)
     for domain, count in enumerate(counts):
         for view in (1, 2):

@@ -14,7 +14,7 @@ import ddp_pretrain
 import finetune
 import pretrain
 import run_baseline
-from engine.config import ROOT
+from engine.settings import ROOT
 from tests.conftest import SMALL, WIDTH, write_mix, write_tiny
 
 HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
@@ -174,7 +174,7 @@ def test_a_feature_file_of_a_wrong_size(tiny, tune, described, size):
     if not described:
         os.unlink(f"{path}.json")
     message = tune()
-    assert message.startswith(f"{path}: {size} bytes do not fit ") and "(96 bytes per item" in message
+    assert message.startswith(f"{path}: {size} bytes do not fit ") and "96 bytes per item)" in message
     assert f"{path}.json" in message if described else ("plm_size 24" in message and "--plm_size" in message)
 
 
@@ -243,7 +243,7 @@ def test_a_broken_list_of_domains(mixture, pre, content):
         ("--loss_type=BPR", "option --loss_type: found 'BPR', expected CE"),
         ("--metrics=[Recal]", "option --metrics: found 'recal', expected ranking metrics"),
         ("--valid_metric=NDCG@7", "option --valid_metric: found 'NDCG@7', expected"),
-        ("--topk=0", "option --topk: found 0, expected whole numbers from 1 on"),
+        ("--topk=0", "option --topk: found 0, expected whole numbers, each 1 or more"),
         ("--learner=adm", "option --learner: found 'adm', expected one of adam, adamw, sgd, adagrad, rmsprop"),
         ("--epochs=-1", "option --epochs: found -1, expected 0 or more"),
         ("--train_batch_size=0", "option --train_batch_size: found 0, expected 1 or more"),
@@ -267,7 +267,10 @@ def test_a_wrong_option_of_pretraining(pre):
     assert pre("--lambda=-1").startswith("option --lambda: found -1, expected 0 or more")
     assert pre("--item_drop_ratio=1.5").startswith("option --item_drop_ratio: found 1.5, expected a number from 0 to 1")
     assert pre("--lambada=1") == "unknown option --lambada; did you mean --lambda?"
-    assert pre("--pretrained=a.pth").startswith("unknown option --pretrained")
+    for name in ("--pretrained", "-p"):
+        message = pre(name, "12355")
+        assert message.startswith("unknown option --pretrained (-p): pre-training starts from scratch; --resume FILE")
+        assert "the port of ddp_pretrain.py is --port" in message
 
 
 def test_sizes_that_do_not_fit_each_other(tiny, saved, refused):
@@ -280,13 +283,19 @@ def test_sizes_that_do_not_fit_each_other(tiny, saved, refused):
 @pytest.mark.parametrize("name", ["FDSA", "S3Rec"])
 def test_models_that_come_later(baseline, name):
     message = baseline("-m", name)
-    assert message.startswith(f"model {name}: ") and "comes later" in message and "SASRec" in message
+    assert message.startswith(f"model {name}: reads text features and comes later") and "SASRec" in message
+
+
+def test_the_message_about_an_unknown_model_lists_only_what_runs(baseline):
+    listed = re.search(r"\(models that run: (.*); FILE.py:CLASS", baseline("-m", "Nobody"))[1].split(", ")
+    assert {"SASRec", "GRU4Rec", "Popularity", "LastText"} <= set(listed)
+    assert not {"FDSA", "S3Rec", "GRU4RecF", "KSR", "BPR", "UniSRec"} & set(listed)
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("SASRek", "unknown model 'SASRek'; did you mean SASRec? (sequential models of RecBole: BERT4Rec,"),
+        ("SASRek", "unknown model 'SASRek'; did you mean SASRec? (models that run: BERT4Rec,"),
         ("GRU4RecF", "model GRU4RecF: needs item attributes, which these data sets do not have"),
         ("KSR", "model KSR: needs a knowledge graph"),
         ("BPR", "model BPR: is no sequential model; choose one that is, such as SASRec"),
@@ -358,25 +367,75 @@ def test_a_file_that_is_no_checkpoint(start_from, tiny, tmp_path, content):
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        ("--hidden_size=8", "found hidden_size 16, expected 8"),
-        ("--n_layers=1", "found n_layers 2, expected 1"),
-        ("--n_exps=4", "found n_exps 3, expected 4"),
-        ("--inner_size=20", "found inner_size 12, expected 20"),
-        ("--MAX_ITEM_LIST_LENGTH=30", "found MAX_ITEM_LIST_LENGTH 50, expected 30"),
+        ("--hidden_size=8", "found 8, expected 16"),
+        ("--n_layers=1", "found 1, expected 2"),
+        ("--n_heads=4", "found 4, expected 2"),
+        ("--n_exps=4", "found 4, expected 3"),
+        ("--inner_size=20", "found 20, expected 12"),
+        ("--hidden_act=relu", "found 'relu', expected 'gelu'"),
+        ("--layer_norm_eps=1e-6", "found 1e-06, expected 1e-12"),
+        ("--MAX_ITEM_LIST_LENGTH=30", "found 30, expected 50"),
     ],
 )
-def test_a_checkpoint_of_another_architecture(tiny, saved, refused, published, option, expected):
-    options = [other for other in SMALL if other.split("=")[0] != option.split("=")[0]]
-    common = ["-d", "Tiny", f"--data_path={tiny}", f"--checkpoint_dir={saved}", *options, option]
-    message = refused(finetune.main, *common, "-p", published[0])
-    assert message == (f"{published[0]}: is of another architecture: {expected}; give the settings it was trained with")
+@pytest.mark.parametrize("command", ["finetune -p", "pretrain --resume"])
+def test_an_option_that_contradicts_the_checkpoint(tiny, mixture, saved, refused, published, command, option, expected):
+    name, path = option.split("=")[0], published[0]
+    main, *words = {
+        "finetune -p": (finetune.main, "-d", "Tiny", f"--data_path={tiny}", "-p", path),
+        "pretrain --resume": (pretrain.main, "-d", "Mix", f"--data_path={mixture}", "--resume", path, "--epochs=4"),
+    }[command]
+    options = [other for other in SMALL if other.split("=")[0] != name]
+    assert refused(main, *words, f"--checkpoint_dir={saved}", *options, option) == (
+        f"option {name}: {expected}, with which {path} was trained; leave it out, the checkpoint brings its own"
+    )
+
+
+def test_a_yaml_file_that_contradicts_the_checkpoint(tune, published, tmp_path):
+    options = tmp_path / "my.yaml"
+    options.write_text("hidden_act: tanh\n")
+    message = tune("-p", published[0], f"--config_files={options}")
+    assert message.startswith(f"{options}: hidden_act: found 'tanh', expected 'gelu', with which {published[0]} was")
 
 
 def test_a_checkpoint_of_another_encoder(tiny, tune, published):
     path = place(tiny, "Tiny.feat1CLS")
     np.zeros((30, 10), np.float32).tofile(path)
     write(f"{path}.json", json.dumps({"width": 10, "items": 30}))
-    assert f"found text width (encoder) {WIDTH}, expected 10" in tune("-p", published[0])
+    assert tune("-p", published[0]).startswith(
+        f"{published[0]}: was trained on text features of encoder test, pooling CLS, width {WIDTH}; "
+        f"found pooling CLS, width 10 in {path}; encode the texts in the same way"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"encoder": "minilm"}, "encoder minilm, pooling CLS, width 24"),
+        ({"pooling": "Mean"}, "encoder test, pooling Mean, width 24"),
+    ],
+)
+def test_features_of_another_kind_than_the_checkpoint_was_trained_on(
+    tiny, tune, pre, mixture, published, change, found
+):
+    """They have the same width, so without the check only the metrics would differ."""
+    for folder, names in ((tiny, ["Tiny"]), (mixture, ["A", "B"])):
+        for name in names:
+            path = place(folder, f"{name}.feat1CLS.json")
+            with open(path) as file:
+                description = json.load(file)
+            write(path, json.dumps(description | change))
+    expected = f"{published[0]}: was trained on text features of encoder test, pooling CLS, width 24; found {found} in "
+    assert tune("-p", published[0], "--epochs=0").startswith(f"{expected}{place(tiny, 'Tiny.feat1CLS')}; encode the")
+    message = pre(f"--resume={published[0]}", "--epochs=4")
+    assert message.startswith(f"{expected}{place(mixture, 'A.feat1CLS')}; encode the texts in the same way")
+
+
+def test_mean_features_without_a_description_are_not_taken_for_cls_features(tiny, tune, published):
+    for suffix in ("", ".json"):
+        os.rename(place(tiny, f"Tiny.feat1CLS{suffix}"), place(tiny, f"Tiny.feat1Mean{suffix}"))
+    os.unlink(place(tiny, "Tiny.feat1Mean.json"))
+    message = tune("-p", published[0])
+    assert "of encoder test, pooling CLS, width 24; found pooling Mean, width 24 in " in message
 
 
 def test_a_checkpoint_with_missing_or_additional_tensors(tune, published, tmp_path):

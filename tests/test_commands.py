@@ -14,7 +14,7 @@ import finetune
 import pretrain
 import run_baseline
 from engine.checkpoint import read_checkpoint
-from engine.config import ROOT
+from engine.settings import ROOT
 from tests.conftest import SMALL, write_mix, write_tiny
 
 METRICS = {"recall@10", "recall@50", "ndcg@10", "ndcg@50"}

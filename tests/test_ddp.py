@@ -25,6 +25,7 @@ import ddp_pretrain
 import finetune
 import pretrain
 import unisrec
+from baselines import LastText
 from common.errors import UserError
 from common.files import read_json
 from common.processes import (
@@ -45,10 +46,11 @@ from data.augment import augment
 from ddp_pretrain import free_port
 from engine.building import build_model, set_seeds
 from engine.checkpoint import read_checkpoint
-from engine.config import ROOT
 from engine.evaluate import Evaluation
+from engine.settings import ROOT
 from engine.trainer import Trainer
 from tests.conftest import SMALL, small_config, write_mix, write_tiny
+from tests.small_data import write_downstream
 
 STILL = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "adaptor_dropout_prob": 0.0}
 AUGMENT = {"item_drop_ratio": 0.3, "item_drop_coefficient": 0.5}  # views that drop items and such that drop words
@@ -134,6 +136,23 @@ def metrics_of(folder):
     return found
 
 
+def tables_of(folder):
+    """Of untrained models: tables of ranks of 40 users and of two, of whom a third process gets none."""
+    found = {}
+    for name, path, options in (
+        ("shared", "Tiny", {"metrics": ["NDCG", "ItemCoverage"]}),
+        ("alone", "Tiny", {"metrics": ["NDCG", "GAUC"]}),
+        ("two users", "Small", {"metrics": ["NDCG", "ItemCoverage"]}),
+    ):
+        config = small_config("inductive_ft", path, os.path.join(folder, "downstream"), **options, topk=[5, 10])
+        dataset = UniSRecDataset(config)
+        model, evaluation = build_model(LastText, config, dataset), Evaluation(config, dataset)
+        assert evaluation.shared == (world_size() > 1 and name != "alone")
+        table, metrics = evaluation.evaluate(model, "test")
+        found[name] = {key: column.tolist() for key, column in vars(table).items()}, metrics
+    return found
+
+
 def helpers_of_processes(number, count):
     """What `common.processes` gives, checked where it is used."""
     assert (rank(), world_size(), is_main()) == (number, count, number == 0)
@@ -168,7 +187,7 @@ def worker(number, count, folder, port):
     os.environ.update(RANK=str(number), LOCAL_RANK=str(number))
     with process_group():
         helpers_of_processes(number, count)
-        results = {"metrics": metrics_of(folder)}
+        results = {"metrics": metrics_of(folder), "tables": tables_of(folder)}
         for stage in STAGES:
             model, config, batches, _ = open_stage(stage, folder)
             trainer = Trainer(config, model, os.path.join(folder, "ddp-{epoch}.pth"))
@@ -200,11 +219,12 @@ def computed(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("ddp"))
     write_mix(os.path.join(folder, "pretrain"))
     write_tiny(os.path.join(folder, "downstream"))
+    write_downstream(os.path.join(folder, "downstream"), users=2, items=30, window=12, longest=14)
     results = {}
     for count in SHARES:
         torch.multiprocessing.spawn(worker, (count, folder, free_port()), nprocs=count)
         results[count] = [torch.load(os.path.join(folder, f"results-{count}-{number}.pt")) for number in range(count)]
-    alone = {"metrics": metrics_of(folder)}
+    alone = {"metrics": metrics_of(folder), "tables": tables_of(folder)}
     with no_chance():
         for stage in STAGES:
             model, config, batches, _ = open_stage(stage, folder)
@@ -290,6 +310,15 @@ def test_several_processes_find_the_metrics_of_one(computed, count):
         for name, phases in alone["metrics"].items():
             for own, other in zip(result["metrics"][name], phases, strict=True):
                 assert own == pytest.approx(other, abs=1e-6), name
+
+
+@pytest.mark.parametrize("count", SHARES)
+def test_several_processes_find_the_table_of_one(computed, count):
+    results, alone, _ = computed
+    assert [len(table["rank"]) for table, _ in alone["tables"].values()] == [40, 40, 2]
+    assert len(set(alone["tables"]["shared"][0]["rank"])) > 10
+    for result in results[count]:
+        assert result["tables"] == alone["tables"]
 
 
 def test_the_comparison_would_notice(computed):
@@ -490,8 +519,10 @@ def test_a_taken_port_is_named(ddp):
         taken.listen()
         port = taken.getsockname()[1]
         assert (
-            ddp("-p", port, "--nproc=2") == f"option --port: {port} is taken or no port; leave it out to get a free one"
+            ddp("--port", port, "--nproc=2")
+            == f"option --port: {port} is taken or no port; leave it out to get a free one"
         )
+    assert ddp("-p", port).startswith("unknown option --pretrained (-p): ")
     assert ddp("--port=99999").startswith("option --port: 99999 is taken or no port")
 
 

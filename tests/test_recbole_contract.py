@@ -7,28 +7,29 @@ import random
 
 import numpy as np
 import pytest
+import recbole.model.sequential_recommender
 import torch
 import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 from recbole.data.transform import construct_transform
 from recbole.data.utils import data_preparation
-from recbole.evaluator import Collector
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.trainer import Trainer
 from recbole.utils import InputType
 
-from baselines import TRAINED, UNTRAINED
+from baselines import MODELS
 from data import UniSRecDataset
-from data.dataset import IGNORE_PADDING
-from engine.config import build_config, known_models
-from engine.evaluate import Evaluation, TopKCollector
+from engine.config import build_config
+from engine.evaluate import Evaluation
 from tests.small_data import write_downstream
 from unisrec import UniSRec
 
 SIZES = {"hidden_size": 16, "inner_size": 12, "n_exps": 3, "n_layers": 2, "n_heads": 2, "embedding_size": 16}
 UNIFORM = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
-NEED_MORE = {"DIEN", "DIN", "FDSA", "GRU4RecF", "GRU4RecKG", "KSR", "S3Rec", "SASRecF"}
-OWN = {"UniSRec": UniSRec, **UNTRAINED, **{f"our {name}": model for name, model in TRAINED.items()}}
+RECBOLE = {name for name in dir(recbole.model.sequential_recommender) if name[0].isupper()}  # its sequential models
+TRAINED = sorted(name for name, model in MODELS.items() if model.runs and model.trains)
+IGNORE_PADDING = sorted(name for name, model in MODELS.items() if model.ignores_padding)
+OWN = {"UniSRec": UniSRec, "RecBole's SASRec": recbole.model.sequential_recommender.SASRec}
 LONGEST = 12  # MAX_ITEM_LIST_LENGTH
 
 
@@ -36,7 +37,7 @@ LONGEST = 12  # MAX_ITEM_LIST_LENGTH
 def small(tmp_path_factory):
     """A data set with users longer than the window, repeated rows, and enough items for RecBole's CPR models."""
     folder = tmp_path_factory.mktemp("downstream")
-    write_downstream(folder, users=25, items=120, window=LONGEST, longest=18, repeat=(0, 7))
+    write_downstream(folder, users=25, items=120, cut_length=LONGEST, longest=18, repeat=(0, 7))
     return str(folder)
 
 
@@ -48,10 +49,9 @@ def workplace(tmp_path, monkeypatch):
 
 
 def config_for(model, small, **options):
-    props = ["overall.yaml", *(["UniSRec.yaml"] if model is UniSRec else []), "finetune.yaml"]
     options = {"data_path": small, "plm_size": 24, "show_progress": False, "train_batch_size": 64, **options}
-    stage = {"train_stage": "inductive_ft"} if model is UniSRec else {}
-    config = build_config(model, "Small", props, {"MAX_ITEM_LIST_LENGTH": LONGEST, "epochs": 1, **stage, **options})
+    command, stage = ("finetune", {"train_stage": "inductive_ft"}) if model is UniSRec else ("baseline", {})
+    config = build_config(model, "Small", command, {"MAX_ITEM_LIST_LENGTH": LONGEST, "epochs": 1, **stage, **options})
     for key, value in SIZES.items():  # not every model has each of them
         config[key] = value
     if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE:
@@ -68,6 +68,11 @@ def opened(name, small):
 
 
 # -- RecBole's trainer ---------------------------------------------------------------------------------------------
+
+
+def test_the_registry_knows_every_sequential_model_of_recboles():
+    assert RECBOLE <= MODELS.keys() and len(RECBOLE) > 30
+    assert set(TRAINED) == RECBOLE - {"DIEN", "DIN", "FDSA", "GRU4RecF", "GRU4RecKG", "KSR", "S3Rec", "SASRecF"}
 
 
 @pytest.mark.parametrize("model", ["SASRec", UniSRec])
@@ -94,7 +99,7 @@ def test_recboles_trainer_fits_and_evaluates(model, small, workplace):
         assert evaluation(model, phase) == pytest.approx(trainer.evaluate(loader, load_best_model=False), abs=1e-12)
 
 
-@pytest.mark.parametrize("model", sorted(set(known_models()) - NEED_MORE))
+@pytest.mark.parametrize("model", [*TRAINED, *OWN])
 def test_every_model_that_needs_interactions_only_trains(model, small):
     """One step on RecBole's loaders, and scores of the right shape for valid."""
     config, train, valid, _ = opened(model, small)
@@ -132,7 +137,7 @@ def padded_and_trimmed(train, longest):
     return [Interaction({**columns, "item_id_list": histories[:, :width]}) for width in (LONGEST, longest)]
 
 
-@pytest.mark.parametrize("name", [*sorted(IGNORE_PADDING), *OWN])
+@pytest.mark.parametrize("name", [*IGNORE_PADDING, "UniSRec"])
 def test_padding_changes_no_score_of_the_models_that_are_said_to_ignore_it(name, small):
     config, train, _, _ = opened(name, small)
     train_rows, transform = train.dataset, construct_transform(config)
@@ -146,7 +151,7 @@ def test_padding_changes_no_score_of_the_models_that_are_said_to_ignore_it(name,
                 finite = full.isfinite()
                 assert torch.equal(finite, short.isfinite()) and finite.any()
                 assert (full - short)[finite].abs().max() <= 1e-5 * full[finite].abs().max().clamp(min=1)
-            if name not in UNTRAINED:
+            if name in OWN or MODELS[name].trains:
                 losses = []
                 for rows in (padded, trimmed):
                     random.seed(1)  # BERT4Rec masks at random
@@ -154,7 +159,7 @@ def test_padding_changes_no_score_of_the_models_that_are_said_to_ignore_it(name,
                 assert losses[1] == pytest.approx(losses[0], rel=1e-4, nan_ok=longest == 1)
 
 
-@pytest.mark.parametrize("name", sorted(set(known_models()) - NEED_MORE))
+@pytest.mark.parametrize("name", TRAINED)
 def test_only_those_get_short_rows(name, small):
     train = opened(name, small)[1].dataset
     shortest = train[int(train.inter_feat["item_length"].argmin())]["item_id_list"]
@@ -256,46 +261,3 @@ def test_evaluation_with_sampled_negatives(mode, small, workplace):
     np.random.seed(1)
     assert own == pytest.approx(Trainer(config, model).evaluate(valid, load_best_model=False), abs=1e-12)
     assert 0 < own["recall@5"] < 1 == own["recall@10"]
-
-
-@pytest.mark.parametrize("metrics", [["Recall", "NDCG", "MRR", "Hit", "Precision", "MAP"], ["NDCG", "ItemCoverage"]])
-def test_the_quick_collector_collects_what_recboles_does(metrics, small):
-    config = config_for("SASRec", small, metrics=metrics, topk=[3, 10])
-    ours, recboles = TopKCollector(config), Collector(config)
-    torch.manual_seed(0)
-    for rows in (5, 1, 9):
-        scores = torch.randn(rows, 40)
-        scores[:, 0] = -torch.inf
-        targets = torch.randint(1, 40, (rows,))
-        for collector in (ours, recboles):
-            collector.eval_batch_collect(scores, None, torch.arange(rows), targets)
-    ours, recboles = ours.get_data_struct(), recboles.get_data_struct()
-    assert torch.equal(ours["rec.topk"], recboles["rec.topk"]) and ours["rec.topk"].shape == (15, 11)
-    if "ItemCoverage" in metrics:
-        assert torch.equal(ours["rec.items"], recboles["rec.items"])
-
-
-@pytest.mark.parametrize("case", ["several targets", "mean rank"])
-def test_the_quick_collector_leaves_the_rest_to_recboles(case, small):
-    metrics = ["Recall", "NDCG"] if case == "several targets" else ["GAUC", "NDCG"]
-    config = config_for("SASRec", small, metrics=metrics, topk=[3], valid_metric="NDCG@3")
-    ours, recboles = TopKCollector(config), Collector(config)
-    scores = torch.randn(3, 20)
-    rows = torch.tensor([0, 1, 1, 2] if case == "several targets" else [0, 1, 2])
-    targets = torch.tensor([4, 5, 6, 7])[: len(rows)]
-    for collector in (ours, recboles):
-        collector.eval_batch_collect(scores, None, rows, targets)
-    ours, recboles = ours.get_data_struct(), recboles.get_data_struct()
-    assert ours._data_dict.keys() == recboles._data_dict.keys()
-    assert all(torch.equal(ours[name], recboles[name]) for name in ours._data_dict)
-
-
-def test_a_catalogue_smaller_than_k(small):
-    """RecBole's own collector needs k columns; missing ones count as misses."""
-    config = config_for("SASRec", small, topk=[3, 10])
-    ours, recboles = TopKCollector(config), Collector(config)
-    scores, targets = torch.randn(6, 5), torch.tensor([1, 2, 3, 4, 1, 2])
-    ours.eval_batch_collect(scores, None, torch.arange(6), targets)
-    recboles.eval_batch_collect(F.pad(scores, (0, 7), value=-torch.inf), None, torch.arange(6), targets)
-    ours, recboles = ours.get_data_struct()["rec.topk"], recboles.get_data_struct()["rec.topk"]
-    assert torch.equal(ours, recboles) and ours.shape == (6, 11)

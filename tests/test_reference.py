@@ -8,10 +8,10 @@ import torch
 
 from benchmarks.reference import ReferenceUniSRec
 from engine.checkpoint import to_published_layout
-from tests.conftest import small_config
+from tests.conftest import MAX_HISTORY, small_config
 from tests.small_data import write_downstream, write_mixture
+from tests.small_models import one_batch, open_model
 from tests.test_golden import GRADIENT_TOLERANCE, LOSS_TOLERANCE, ids_of, open_stage
-from tests.test_unisrec import WINDOW, one_batch, open_model
 
 
 def open_reference(stage, golden, golden_folder):
@@ -27,12 +27,12 @@ def open_reference(stage, golden, golden_folder):
     return reference, model, dataset
 
 
-@pytest.mark.parametrize(("shared", "window"), [(1, WINDOW), (2, 16), (16, 16)])
+@pytest.mark.parametrize(("shared", "window"), [(1, MAX_HISTORY), (2, 16), (16, 16)])
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft", "pretrain"])
-def test_the_fast_model_has_the_loss_and_gradients_of_the_reference(stage, shared, window, tmp_path):
+def test_the_model_has_the_loss_and_gradients_of_the_reference(stage, shared, window, tmp_path):
     """On every row of a training file, no dropout; one prediction a row, where histories are longer than the window."""
-    write_downstream(tmp_path, users=14, window=window, longest=16, repeat=(0, 1, 20))
-    write_mixture(tmp_path, users=6, window=window, longest=14)
+    write_downstream(tmp_path, users=14, cut_length=window, longest=16, repeat=(0, 1, 20))
+    write_mixture(tmp_path, users=6, cut_length=window, longest=14)
     model, dataset = open_model(stage, str(tmp_path))
     count = dataset.catalogue.n_items
     features = dataset.features.lookup(torch.arange(1, count * (2 if stage == "pretrain" else 1) + 1))

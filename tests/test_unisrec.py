@@ -1,173 +1,23 @@
 """The model: its layers against plain loops, and the same numbers however many predictions share a history."""
 
-import functools
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from recbole.data.interaction import Interaction
+from torch.utils.checkpoint import checkpoint
 
-import unisrec
-from data import SequenceBatches, UniSRecDataset, batches
+import layers.fast.catalogue
+import layers.fast.encoder
+import layers.ranking
+from data import SequenceBatches, batches
 from engine.trainer import Trainer
-from tests.conftest import small_config
-from tests.small_data import write_downstream, write_mixture
-from unisrec import Dropout, MoEAdaptor, PWLayer, UniSRec
-
-UNCHANGED = {"item_drop_ratio": 0.0, "item_drop_coefficient": 0.5}  # a second view that equals the first
-WINDOW = 8
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """`Small`, with users longer than the window and repeated rows, and the mixture `Mix`."""
-    folder = tmp_path_factory.mktemp("data")
-    write_downstream(folder, users=14, window=WINDOW, longest=16, repeat=(0, 1, 20))
-    write_mixture(folder, users=6, window=WINDOW, longest=14)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The same, but no history is longer than the window."""
-    folder = tmp_path_factory.mktemp("whole")
-    write_downstream(folder, users=14, window=16, longest=16, repeat=(0, 1, 20))
-    write_mixture(folder, users=6, window=16, longest=14)
-    return str(folder)
-
-
-@functools.cache
-def config_of(stage, folder, **options):
-    """Reading the YAML files takes longer than the data sets."""
-    return small_config(stage, "Mix" if stage == "pretrain" else "Small", folder, **options)
-
-
-def open_model(stage, folder, **options):
-    dataset = UniSRecDataset(config_of(stage, folder, **options))
-    torch.manual_seed(1)
-    model = UniSRec(dataset.config, dataset).eval()
-    for parameter in model.parameters():  # large enough that every part matters
-        parameter.data.normal_(0.0, 0.2)
-    return model, dataset
-
-
-def one_batch(dataset, shared=50, **options):
-    """All predictions of the training file in one batch."""
-    augment = UNCHANGED if dataset.config["train_stage"] == "pretrain" else None
-    options = {"augment_ratios": augment, "n_items": dataset.catalogue.n_items, **options}
-    (batch,) = SequenceBatches(dataset.sequences("train"), 10**6, dataset.max_history, shared, **options)
-    return batch
-
-
-def gradients(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def assert_same_gradients(ours, others, tolerance=1e-5):
-    assert ours.keys() == others.keys() and len(ours) > 30
-    largest = max(gradient.abs().max() for gradient in others.values())
-    for name in ours:
-        assert (ours[name] - others[name]).abs().max() <= tolerance * largest, name
-
+from layers.ranking import expected_ranks
+from tests.conftest import MAX_HISTORY
+from tests.small_models import adaptor, assert_same_gradients, gradients, one_batch, open_model
+from unisrec import MoEAdaptor
 
 # -- adaptor -------------------------------------------------------------------------------------------------------
-
-
-def adaptor(experts=3, width=7, hidden=5, dropout=0.2, noise=True):
-    torch.manual_seed(0)
-    layer = MoEAdaptor(experts, width, hidden, dropout, noise)
-    for parameter in layer.parameters():
-        parameter.data.normal_()
-    return layer
-
-
-def adaptor_by_loop(layer, x):
-    """Equations 4 to 6, expert by expert: sum_e g_e W_e (x - b_e)."""
-    gates = torch.softmax(x @ layer.w_gate, dim=-1)
-    total = 0.0
-    for expert, (weight, bias) in enumerate(zip(layer.experts.weight, layer.experts.bias, strict=True)):
-        total = total + gates[:, expert : expert + 1] * F.linear(x - bias, weight)
-    return total
-
-
-def output_and_gradients(layer, function, x):
-    """What a way to compute the adaptor gives for x [11, 7], and the gradients of everything."""
-    layer.zero_grad()
-    asked = x.clone().requires_grad_()
-    output = function(asked)
-    (output * torch.arange(55.0).view(11, 5).sin()).sum().backward()
-    parts = [layer.w_gate.grad, layer.experts.weight.grad, layer.experts.bias.grad, asked.grad]
-    return [output, *(part.clone() for part in parts)]
-
-
-def test_the_adaptor_equals_a_loop_over_its_experts():
-    layer = adaptor().eval()
-    x = torch.randn(11, 7)
-    results = [output_and_gradients(layer, function, x) for function in (layer, lambda x: adaptor_by_loop(layer, x))]
-    for ours, plain in zip(*results, strict=True):
-        assert ours.abs().max() > 0.1
-        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
-
-
-def test_the_gradients_of_experts_with_dropout_equal_autograds(monkeypatch):
-    """The hand-written backward pass, with the same draw of dropout, against the formula left to autograd."""
-    layer = adaptor(noise=False).train()
-    kept = torch.rand(3, 11, 7) > 0.2
-    monkeypatch.setattr(unisrec, "keep_mask", lambda shape, probability, device: kept.view(shape))
-    x = torch.randn(11, 7)
-
-    def plain(asked):
-        gates = torch.softmax(asked @ layer.w_gate, dim=-1)
-        seen = asked * kept / 0.8 - layer.experts.bias[:, None]  # [E, U, D]
-        return torch.einsum("ue,ehd,eud->uh", gates, layer.experts.weight, seen)
-
-    results = [output_and_gradients(layer, function, x) for function in (layer, plain)]
-    for ours, others in zip(*results, strict=True):
-        assert others.abs().max() > 0.1
-        torch.testing.assert_close(ours, others, rtol=1e-4, atol=1e-4)
-
-
-def seen_by_experts(layer, x, gates):
-    """What each expert gets to see, [U, E, D]: its weights copy dimension d to output e * D + d, biases are 0."""
-    experts, width = layer.bias.shape
-    layer.weight.data.zero_()
-    for expert in range(experts):
-        for column in range(width):
-            layer.weight.data[expert, expert * width + column, column] = 1.0
-    layer.bias.data.zero_()
-    return layer(x, gates).detach().view(len(x), experts, width)
-
-
-def test_dropout_is_drawn_for_each_expert_and_unbiased():
-    torch.manual_seed(0)
-    layer, x, gates = PWLayer(4, 16, 64, 0.2).train(), torch.ones(5000, 16), torch.ones(5000, 4)
-    seen = seen_by_experts(layer, x, gates)
-    dropped = seen == 0
-    assert seen.unique().tolist() == pytest.approx([0.0, 1 / 0.8])
-    assert dropped.float().mean((0, 2)).tolist() == pytest.approx([0.2] * 4, abs=0.01)
-    assert dropped.float().mean((0, 1)).tolist() == pytest.approx([0.2] * 16, abs=0.02)
-    assert seen.mean().item() == pytest.approx(1.0, abs=0.01)
-    for expert in range(1, 4):  # independent: both drop a number once in 25 times
-        both = (dropped[:, 0] & dropped[:, expert]).float().mean().item()
-        assert both == pytest.approx(0.04, abs=0.005)
-    assert (seen_by_experts(layer, x, gates) != seen).any(), "drawn anew each time"
-    torch.manual_seed(9)
-    first = seen_by_experts(layer, x, gates)
-    torch.manual_seed(9)
-    assert torch.equal(seen_by_experts(layer, x, gates), first), "torch's seed fixes it"
-    assert torch.equal(seen_by_experts(layer.eval(), x, gates), torch.ones(5000, 4, 16))
-
-
-def test_the_output_in_training_is_right_on_average():
-    layer = adaptor(noise=False)
-    x = torch.randn(3, 7)
-    expected = layer.eval()(x)
-    layer.train()
-    mean = layer(x.repeat(20_000, 1)).view(20_000, 3, 5).mean(0)
-    torch.testing.assert_close(mean, expected, rtol=0.05, atol=0.1)
 
 
 def test_gates_are_noisy_only_in_training():
@@ -198,7 +48,7 @@ def test_loss_and_gradients_are_those_of_all_rows(stage, where, shared, request)
     """Of RecBole's batch of all rows, the repeated ones twice."""
     model, dataset = open_model(stage, request.getfixturevalue(where))
     longest = np.diff(dataset.sequences("train").offsets).max() - 1
-    assert dataset.max_history == (WINDOW if where == "folder" else longest) and longest > WINDOW
+    assert dataset.max_history == (MAX_HISTORY if where == "folder" else longest) and longest > MAX_HISTORY
     batch = one_batch(dataset, shared)
     assert batch.weights is not None
     loss = model.calculate_loss(batch)
@@ -218,7 +68,7 @@ def test_a_shared_history_is_exact_up_to_the_window(folder):
             found = model.encode_scored(model.item_representations(batch.items), batch.scored)
         names = zip(batch.users.tolist(), batch.targets.tolist(), batch_histories(batch), strict=True)
         states[shared] = dict(zip(names, found, strict=True))
-    short = {name for name in states[1] if len(name[2]) <= WINDOW - 4}
+    short = {name for name in states[1] if len(name[2]) <= MAX_HISTORY - 4}
     assert short and short <= states[4].keys() and states[4].keys() != states[1].keys()
     for name in states[1].keys() & states[4].keys():
         torch.testing.assert_close(states[4][name], states[1][name], rtol=1e-4, atol=1e-5)
@@ -286,80 +136,11 @@ def test_bfloat16_gives_nearly_the_same_loss_and_gradients(stage, folder):
     assert F.cosine_similarity(*both, dim=0) > 0.99
 
 
-# -- dropout and attention -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("probability", [0.1, 0.5])
-def test_dropout_keeps_the_share_and_the_mean(probability):
-    torch.manual_seed(3)
-    layer, x = Dropout(probability), torch.full((300, 700), 2.0, requires_grad=True)
-    dropped = layer(x)
-    assert dropped.unique().tolist() == pytest.approx([0.0, 2 / (1 - probability)])
-    assert (dropped == 0).float().mean().item() == pytest.approx(probability, abs=0.005)
-    dropped.sum().backward()
-    torch.testing.assert_close(x.grad * 2, dropped.detach())
-    assert (layer(x) != dropped).any(), "drawn anew each time"
-    torch.manual_seed(3)
-    assert torch.equal(layer(x), dropped), "torch's seed fixes it"
-    assert layer.eval()(x) is x
-
-
-def test_every_dropout_of_the_model_is_the_fast_one(folder):
-    model, _ = open_model("transductive_ft", folder)
-    found = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    assert len(found) == 1 + 2 * 3
-    assert all(type(module) is Dropout and module.p == 0.5 for module in found)
-
-
-def test_attention_with_dropout_is_the_one_without_where_nothing_is_dropped(folder):
-    model, dataset = open_model("inductive_ft", folder)
-    batch = one_batch(dataset)
-    vectors = [table.detach() for table in model.item_representations(batch.items)]
-    expected = model.encode_scored(vectors, batch.scored)
-    model.train()
-    for module in model.modules():
-        if isinstance(module, Dropout):
-            module.p = 1e-9  # above 0, so that attention goes the way of training
-    torch.testing.assert_close(model.encode_scored(vectors, batch.scored), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_the_last_state_alone_is_the_last_of_all_states(folder):
-    model, _ = open_model("inductive_ft", folder)
-    lengths = torch.tensor([1, 8, 5, 3])
-    vectors = torch.randn(4, 8, model.hidden_size)
-    results = []
-    for states in (
-        lambda x: model.encode_last(x, lengths),
-        lambda x: model.encode_scored([x], [torch.arange(4) * 8 + lengths - 1]),
-    ):
-        x = vectors.clone().requires_grad_()
-        output = states(x)
-        own = gradients(model, (output * torch.arange(float(output.numel())).view_as(output).cos()).sum())
-        results.append((output, x.grad, own))
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-4)
-    keys = [name for name in results[1][2] if not name.endswith("key.bias")]  # the keys' biases change nothing
-    assert_same_gradients(*({key: part[2][key] for key in keys} for part in results), tolerance=1e-4)
-
-
-def test_scores_do_not_depend_on_how_many_histories_are_scored_together(folder, monkeypatch):
-    model, dataset = open_model("inductive_ft", folder)
-    rows = dataset.build()[2][list(range(14))]
-    assert len(rows["item_length"].unique()) > 3
-    found = []
-    for together in (256, 5, 1):
-        monkeypatch.setattr(unisrec, "_ROWS_AT_ONCE", together)
-        with torch.no_grad():
-            found.append(model.full_sort_predict(rows))
-    for scores in found[1:]:
-        torch.testing.assert_close(scores, found[0], rtol=1e-4, atol=1e-5)
-
-
 # -- padding -------------------------------------------------------------------------------------------------------
 
 
 def test_padding_gets_no_gradient(folder, monkeypatch):
-    monkeypatch.setattr(batches, "_BUCKETS", (4, 8))
+    monkeypatch.setattr(batches, "_BUCKET_LENGTHS", (4, 8))
     model, dataset = open_model("inductive_ft", folder)
     batch = one_batch(dataset)
     padded = 0
@@ -416,11 +197,11 @@ def test_scores_are_cosines_and_padding_is_out(stage, folder):
 
 
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
-def test_the_table_of_items_is_made_once_an_evaluation(stage, folder, monkeypatch):
+def test_the_table_of_items_is_made_once_an_evaluation(stage, folder):
     model, dataset = open_model(stage, folder)
     calls = []
-    original = UniSRec.item_table
-    monkeypatch.setattr(UniSRec, "item_table", lambda self: calls.append(1) or original(self))
+    original = model.item_table
+    model.item_table = lambda: calls.append(1) or original()
     batches = loader_batches(dataset)
     assert len(batches) == 3
     with torch.no_grad():
@@ -441,28 +222,50 @@ def test_the_table_of_items_is_made_once_an_evaluation(stage, folder, monkeypatc
             assert torch.equal(fresh.full_sort_predict(batch), scores)
 
 
-@pytest.mark.parametrize("items_at_once", [1 << 12, 7, 1])
-def test_ranks_count_the_items_that_score_higher(items_at_once, folder, monkeypatch):
+@pytest.mark.parametrize("scores_at_once", [1 << 23, 14 * 7, 1])
+def test_ranks_in_blocks_are_those_of_all_scores(scores_at_once, folder, monkeypatch):
     model, dataset = open_model("transductive_ft", folder)
-    monkeypatch.setattr(unisrec, "_ITEMS_AT_ONCE", items_at_once)
+    monkeypatch.setattr(layers.ranking, "_SCORES_AT_ONCE", scores_at_once)
     (rows,) = loader_batches(dataset, 100)
     with torch.no_grad():
         scores = model.full_sort_predict(rows)
-    expected = (scores > scores.gather(1, rows["item_id"][:, None])).sum(1)
+    expected = (scores > scores.gather(1, rows["item_id"][:, None])).sum(1).double()
     assert torch.equal(model.ranks(rows), expected) and len(expected.unique()) > 5
+    assert torch.equal(expected_ranks(scores, rows["item_id"]), expected)
 
 
-def test_scores_that_are_no_numbers_rank_last(folder):
+@pytest.mark.parametrize("scores_at_once", [1 << 23, 14 * 7])
+def test_items_with_the_same_text_share_their_ranks(scores_at_once, folder, monkeypatch):
+    """Half of the other items with the target's text precede it, on every path."""
+    model, dataset = open_model("inductive_ft", folder)
+    monkeypatch.setattr(layers.ranking, "_SCORES_AT_ONCE", scores_at_once)
+    (rows,) = loader_batches(dataset, 100)
+    same = torch.arange(0, 40, 3)  # 14 of the 40 items
+    model.plm_embedding = model.plm_embedding.clone()
+    model.plm_embedding[same] = model.plm_embedding[0].clone()
+    with torch.no_grad():
+        scores = model.full_sort_predict(rows)
+    ranks = model.ranks(rows)
+    torch.testing.assert_close(ranks, expected_ranks(scores, rows["item_id"]))
+    tied = torch.isin(rows["item_id"] - 1, same)
+    assert tied.any() and not tied.all()
+    for rank, row, target in zip(ranks[tied], scores[tied], rows["item_id"][tied], strict=True):
+        assert rank == (row > row[target] + 1e-5).sum() + 13 / 2
+    model.plm_embedding[:] = 0.0
+    for parameter in model.moe_adaptor.parameters():
+        parameter.data.zero_()
+    model.train().eval()
+    assert (model.ranks(rows) == 39 / 2).all(), "a constant model ranks every target in the middle"
+
+
+def test_scores_that_are_nan_have_no_rank(folder):
     model, dataset = open_model("transductive_ft", folder)
     (rows,) = loader_batches(dataset, 100)
-    good = model.ranks(rows)
+    assert not model.ranks(rows).isnan().any()
     target = rows["item_id"][0].item()
     model.train().eval()
     model.item_embedding.weight.data[target] = torch.nan
-    ranks = model.ranks(rows)
-    names_it = (rows["item_id_list"] == target).any(1) | (rows["item_id"] == target)
-    assert (ranks[names_it] == 39).all() and names_it.any(), "its own score, or all of them, are no numbers"
-    assert (ranks[~names_it] >= good[~names_it]).all() and (~names_it).any(), "it stands above everything"
+    assert model.ranks(rows).isnan().all(), "the item is a candidate of every row"
 
 
 def test_scores_have_gradients_where_they_are_asked_for(folder):
@@ -507,9 +310,7 @@ def test_a_sampled_step_adapts_and_learns_only_what_it_names_and_draws(stage, fo
     named = torch.cat([items.flatten() for items in batch.items] + [batch.targets]).clamp(min=1).unique()
     assert len(named) + 5 < 40, "or the test shows nothing"
     adapted = []
-    monkeypatch.setattr(
-        unisrec.MoEAdaptor, "forward", lambda self, x: adapted.append(len(x)) or self.experts(x, self.gates(x))
-    )
+    monkeypatch.setattr(MoEAdaptor, "forward", lambda self, x: adapted.append(len(x)) or self.experts(x, self.gates(x)))
     losses = []
     for seed in range(3):
         torch.manual_seed(seed)
@@ -528,8 +329,8 @@ def test_a_large_catalogue_is_adapted_in_parts(stage, folder, monkeypatch):
     batch, (rows,) = one_batch(dataset), loader_batches(dataset, 100)
     results = []
     for size in (1 << 16, 7):
-        monkeypatch.setattr(unisrec, "_ITEMS_AT_ONCE", size)
-        monkeypatch.setattr(unisrec, "_ITEMS_KEPT", size)
+        monkeypatch.setattr(layers.fast.catalogue, "_ITEMS_AT_ONCE", size)
+        monkeypatch.setattr(layers.fast.catalogue, "_ITEMS_KEPT", size)
         with torch.no_grad():
             model.eval()
             scores = model.full_sort_predict(rows)
@@ -543,11 +344,13 @@ def test_a_large_catalogue_is_adapted_in_parts(stage, folder, monkeypatch):
 def test_what_is_adapted_again_gets_the_same_dropout_and_noise(folder, monkeypatch):
     """In training, the gradients of a catalogue adapted in parts and again are those of parts that were kept."""
     model, _ = open_model("inductive_ft", folder, adaptor_dropout_prob=0.5)
-    monkeypatch.setattr(unisrec, "_ITEMS_KEPT", 7)
+    monkeypatch.setattr(layers.fast.catalogue, "_ITEMS_KEPT", 7)
     model.train()
     results = []
     for again in (True, False):
-        monkeypatch.setattr(unisrec, "checkpoint", unisrec.checkpoint if again else lambda f, x, use_reentrant: f(x))
+        monkeypatch.setattr(
+            layers.fast.catalogue, "checkpoint", checkpoint if again else lambda f, x, use_reentrant: f(x)
+        )
         torch.manual_seed(3)
         table = model.item_table()
         model.zero_grad()
@@ -574,7 +377,7 @@ def test_a_batch_in_parts_has_the_gradients_of_the_batch(stage, folder, tmp_path
         torch.manual_seed(5)
         if training:
             represented = [model.represent(part) for part in parts]
-            loss = model.compare(batch, [torch.cat(column) for column in zip(*represented, strict=True)])
+            loss = model.loss(batch, [torch.cat(column) for column in zip(*represented, strict=True)])
         else:
             loss = model.calculate_loss(batch)
         expected = gradients(model, loss)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
-from baselines import LastText, MeanText, Popularity, SASRec
+from baselines.sasrec import SASRec
+from baselines.untrained import LastText, MeanText, Popularity
 from data import SequenceBatches, UniSRecDataset
 from engine.config import build_config
 from engine.evaluate import Evaluation
@@ -15,11 +16,11 @@ from tests.small_data import write_downstream
 @pytest.fixture
 def small(tmp_path):
     """Opens the small data set for a model: (model in evaluation mode, data set, config)."""
-    write_downstream(str(tmp_path), users=25, items=30, window=8, longest=14, repeat=(3, 40))
+    write_downstream(str(tmp_path), users=25, items=30, cut_length=8, longest=14, repeat=(3, 40))
 
     def open_for(model_class, **options):
         settings = {"data_path": str(tmp_path), "plm_size": 24, "show_progress": False, **options}
-        config = build_config(model_class, "Small", ["overall.yaml", "finetune.yaml"], settings)
+        config = build_config(model_class, "Small", "baseline", settings)
         dataset = UniSRecDataset(config)
         torch.manual_seed(0)
         return model_class(config, dataset).eval(), dataset, config

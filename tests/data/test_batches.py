@@ -242,7 +242,7 @@ def test_a_batch_moves_as_a_whole():
 @pytest.mark.parametrize("augmented", [False, True])
 def test_the_parts_of_a_batch_are_the_batch(count, augmented, tmp_path):
     """In order, each row and each prediction once, with its own view."""
-    write_mixture(tmp_path, users=9, window=6, longest=14)
+    write_mixture(tmp_path, users=9, cut_length=6, longest=14)
     sequences = UniSRecDataset(small_config("pretrain", "Mix", str(tmp_path))).sequences("train")
     options = {"augment_ratios": {"item_drop_ratio": 0.4, "item_drop_coefficient": 0.5}} if augmented else {}
     (batch,) = SequenceBatches(sequences, 10**6, 6, 2, n_items=29, **options)

@@ -180,7 +180,7 @@ def small(tmp_path):
 
 def open_for(model, small):
     options = {"data_path": small, "show_progress": False, "MAX_ITEM_LIST_LENGTH": 15, "loss_type": "CE"}
-    return UniSRecDataset(build_config(model, "Small", ["overall.yaml", "finetune.yaml"], options))
+    return UniSRecDataset(build_config(model, "Small", "baseline", options))
 
 
 def short_rows(part, longest):

@@ -12,8 +12,11 @@ import torch
 from common.errors import UserError
 from data import UniSRecDataset
 from engine.checkpoint import (
+    SHAPE,
     Inert,
+    adopt_settings,
     changed_settings,
+    check_features,
     from_published_layout,
     latest_of_run,
     load_weights,
@@ -21,6 +24,7 @@ from engine.checkpoint import (
     save_checkpoint,
     to_published_layout,
 )
+from engine.config import build_config
 from tests.conftest import small_config, write_mix, write_tiny
 from unisrec import UniSRec
 
@@ -333,6 +337,148 @@ def test_missing_and_additional_tensors_are_named(data):
         load_weights(target, {"state_dict": {**state, "LayerNorm.bias": torch.ones(())}, "item_tokens": None}, "a.pth")
     with pytest.raises(UserError, match="lacks"):
         load_weights(target, {"state_dict": {"surplus": torch.ones(1)}, "item_tokens": None}, "a.pth")
+
+
+# -- a checkpoint brings the settings that shape the model -----------------------------------------------------------
+
+
+def config_without_sizes(data, **options):
+    """A configuration of which the user gave no size."""
+    return build_config(
+        UniSRec, "Tiny", "finetune", {"data_path": data["Tiny"], "train_stage": "inductive_ft", **options}
+    )
+
+
+def scores_of(checkpoint, config):
+    dataset = UniSRecDataset(config)
+    model = UniSRec(config, dataset).eval()
+    load_weights(model, checkpoint, "a.pth")
+    with torch.no_grad():
+        return model.full_sort_predict(dataset.build()[2][slice(None)])
+
+
+OTHER_SHAPE = {
+    "n_layers": 3, "n_heads": 4, "hidden_size": 8, "inner_size": 20, "hidden_act": "relu", "layer_norm_eps": 1e-2,
+    "n_exps": 5, "MAX_ITEM_LIST_LENGTH": 20,
+}  # fmt: skip
+
+
+def test_the_settings_that_shape_the_model_come_from_the_checkpoint(data, tmp_path, caplog):
+    assert set(OTHER_SHAPE) == set(SHAPE)
+    source, _, config = open_model("pretrain", data, **OTHER_SHAPE)
+    checkpoint = read_checkpoint(saved(source, config, tmp_path / "a.pth"))
+    adopting = config_without_sizes(data)
+    with caplog.at_level(logging.INFO):
+        adopt_settings(adopting, checkpoint, "a.pth")
+    assert {key: adopting[key] for key in SHAPE} == OTHER_SHAPE
+    assert (
+        "settings from a.pth: n_layers 3, n_heads 4, hidden_size 8" in caplog.text and "does not say" not in caplog.text
+    )
+    explicit = config_without_sizes(data, **OTHER_SHAPE)
+    adopt_settings(explicit, checkpoint, "a.pth")
+    expected = scores_of(checkpoint, explicit)
+    assert torch.equal(scores_of(checkpoint, adopting), expected)
+    for key, value in (("n_heads", 2), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-12)):
+        other = config_without_sizes(data, **{**OTHER_SHAPE, key: value})
+        assert not torch.allclose(scores_of(checkpoint, other), expected), f"{key} would change scores without a word"
+        with pytest.raises(UserError, match=f"^option --{key}: found {value!r}, expected {OTHER_SHAPE[key]!r}, with w"):
+            adopt_settings(config_without_sizes(data, **{key: value}), checkpoint, "a.pth")
+
+
+def test_without_stored_settings_the_tensors_tell_what_they_can(data, tmp_path, caplog):
+    source, _, _ = open_model("pretrain", data, **OTHER_SHAPE)
+    torch.save({"state_dict": to_published_layout(state_of(source))}, tmp_path / "a.pth")
+    config = config_without_sizes(data)
+    with caplog.at_level(logging.INFO):
+        adopt_settings(config, read_checkpoint(str(tmp_path / "a.pth")), "a.pth")
+    silent = {"n_heads": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
+    assert {key: config[key] for key in SHAPE} == {**OTHER_SHAPE, **silent}
+    assert "a.pth does not say n_heads, hidden_act, layer_norm_eps; the settings decide" in caplog.text
+
+
+def test_a_window_from_the_checkpoint_limits_the_predictions_per_row(data, tmp_path):
+    source, _, config = open_model("pretrain", data, **OTHER_SHAPE)
+    checkpoint = read_checkpoint(saved(source, config, tmp_path / "a.pth"))
+    with pytest.raises(UserError, match="--predictions_per_row: found 21, expected 1 to MAX_ITEM_LIST_LENGTH, 20"):
+        adopt_settings(config_without_sizes(data, predictions_per_row=21), checkpoint, "a.pth")
+    adopt_settings(config_without_sizes(data, predictions_per_row=20), checkpoint, "a.pth")
+
+
+def test_a_published_checkpoint_brings_its_settings_too(golden_folder, data):
+    checkpoint = read_checkpoint(os.path.join(golden_folder, "UniSRec-AB-300.pth"))
+    config = config_without_sizes(data)
+    adopt_settings(config, checkpoint, "a.pth")
+    assert [config[key] for key in SHAPE] == [2, 2, 16, 12, "gelu", 1e-12, 3, 50]
+    checkpoint["config"].state["final_config_dict"]["n_heads"] = 4
+    adopt_settings(config, checkpoint, "a.pth")
+    assert config["n_heads"] == 4
+    with pytest.raises(UserError, match="--n_heads: found 2, expected 4, with which a.pth was trained"):
+        adopt_settings(config_without_sizes(data, n_heads=2), checkpoint, "a.pth")
+
+
+# -- and says which text features it was trained on ------------------------------------------------------------------
+
+
+def test_a_checkpoint_describes_its_features(data, tmp_path):
+    for stage in ("pretrain", "transductive_ft"):
+        source, dataset, config = open_model(stage, data)
+        content = torch.load(saved(source, config, tmp_path / "a.pth", dataset), weights_only=True)
+        assert content["features"] == {"encoder": "test", "pooling": "CLS", "width": 24}
+
+
+class Features:
+    source = "Tiny.feat1CLS"
+
+    def __init__(self, **description):
+        self.description = description
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "words"),
+    [
+        ({"encoder": "minilm"}, {"encoder": "bert"}, "of encoder minilm; found encoder bert in Tiny.feat1CLS"),
+        ({"pooling": "CLS"}, {"pooling": "Mean"}, "of pooling CLS; found pooling Mean"),
+        ({"width": 384}, {"width": 768}, "of width 384; found width 768"),
+        ({"normalised": False}, {"normalised": True}, "of normalised False; found normalised True"),
+        (
+            {"encoder": "a", "pooling": "CLS", "width": 8},
+            {"encoder": "a", "pooling": "Mean", "width": 8},
+            "of encoder a, pooling CLS, width 8; found encoder a, pooling Mean, width 8",
+        ),
+    ],
+)
+def test_features_of_another_kind_are_refused(then, now, words):
+    checkpoint = {"state_dict": {}, "features": then}
+    with pytest.raises(UserError, match=f"^a.pth: was trained on text features {words}"):
+        check_features(checkpoint, Features(**now), "a.pth")
+    check_features(checkpoint, Features(**then), "a.pth")
+    check_features({"state_dict": {}, "features": None}, Features(**now), "a.pth")
+
+
+def test_what_nobody_says_of_the_features_is_not_compared(caplog):
+    with caplog.at_level(logging.INFO):
+        check_features({"state_dict": {}}, Features(encoder="a", pooling="CLS", width=8), "a.pth")
+        assert "a.pth does not say which encoder made its text features" in caplog.text
+        check_features({"state_dict": {}, "features": {"encoder": "a"}}, Features(pooling="CLS", width=8), "b.pth")
+        assert "Tiny.feat1CLS does not say which encoder made its text features" in caplog.text
+
+
+def test_a_published_checkpoint_tells_its_pooling_and_width(golden_folder):
+    checkpoint = read_checkpoint(os.path.join(golden_folder, "UniSRec-AB-300.pth"))
+    check_features(checkpoint, Features(pooling="CLS", width=24), "a.pth")
+    check_features(checkpoint, Features(encoder="bert-base-uncased", pooling="CLS", width=24), "a.pth")
+    for now in ({"pooling": "Mean", "width": 24}, {"pooling": "CLS", "width": 12}):
+        with pytest.raises(UserError, match="was trained on text features of pooling CLS, width 24; found pooling "):
+            check_features(checkpoint, Features(**now), "a.pth")
+
+
+def test_domains_of_different_encoders_are_refused(tmp_path):
+    """They have the same width, so only the descriptions tell."""
+    folder = write_mix(tmp_path)
+    path = tmp_path / "Mix" / "B.feat1CLS.json"
+    path.write_text(path.read_text().replace('"test"', '"other"'))
+    with pytest.raises(UserError, match="B.feat1CLS: was made with encoder other, .*A.feat1CLS with encoder test; "):
+        UniSRecDataset(small_config("pretrain", "Mix", folder))
 
 
 # -- id embeddings belong to items -----------------------------------------------------------------------------------

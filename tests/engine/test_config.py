@@ -14,20 +14,19 @@ import ddp_pretrain
 import finetune
 import pretrain
 import run_baseline
+from baselines import find_model
 from common.errors import UserError
-from engine.config import ROOT, build_config, parse_command_line, read_yaml, resolve_model, take_option
+from engine.config import build_config
+from engine.settings import ROOT, command_files, parse_command_line, read_yaml, take_option
 from unisrec import UniSRec
-
-SHORT = {"-d": "dataset", "-p": "pretrained", "-f": "fix_enc"}
-PROPS = ["overall.yaml", "UniSRec.yaml", "finetune.yaml"]
 
 
 def parse(*argv):
-    return parse_command_line(list(argv), SHORT, "usage")
+    return parse_command_line(list(argv), lambda argv: "usage")
 
 
-def config_of(*argv, model=UniSRec, props=PROPS):
-    return build_config(model, "Tiny", props, parse(*argv))
+def config_of(*argv, model=UniSRec, command="finetune"):
+    return build_config(model, "Tiny", command, parse(*argv))
 
 
 # -- words -----------------------------------------------------------------------------------------------------------
@@ -135,14 +134,14 @@ def test_what_the_command_itself_decides_is_no_key(key):
 def test_keys_of_recboles_own_yaml_are_known():
     config = config_of("--gpu_id=1", "--loss_decimal_place=3", "--reg_weight=0.1", "--worker=2")
     assert (config["gpu_id"], config["loss_decimal_place"], config["reg_weight"]) == ("1", 3, 0.1)
-    model = resolve_model("GRU4Rec")
-    assert config_of("--embedding_size=8", model=model, props=["overall.yaml", "finetune.yaml"])["embedding_size"] == 8
+    model = find_model("GRU4Rec")
+    assert config_of("--embedding_size=8", model=model, command="baseline")["embedding_size"] == 8
     with pytest.raises(UserError, match="unknown option --embedding_size"):
         config_of("--embedding_size=8")
 
 
 def test_every_key_of_the_props_can_be_set_to_its_default():
-    settings = {key: value for name in PROPS for key, value in read_yaml(os.path.join(ROOT, "props", name)).items()}
+    settings = {key: value for path in command_files("finetune") for key, value in read_yaml(path).items()}
     words = {key: yaml.safe_dump(value, default_flow_style=True, width=1000) for key, value in settings.items()}
     config = config_of(*(f"--{key}={word.removesuffix('...' + chr(10)).strip()}" for key, word in words.items()))
     assert len(settings) > 30
@@ -255,9 +254,9 @@ def test_values_have_the_types_that_the_code_expects():
         ("--predictions_per_row=51", "option --predictions_per_row: found 51, expected 1 to MAX_ITEM_LIST_LENGTH, 50"),
         ("--MAX_ITEM_LIST_LENGTH=10 --predictions_per_row=11", "found 11, expected 1 to MAX_ITEM_LIST_LENGTH, 10"),
         ("--hidden_act=gello", "option --hidden_act: found 'gello', expected one of gelu, relu"),
-        ("--topk=0", "option --topk: found 0, expected whole numbers from 1 on"),
-        ("--topk=[10,0]", "expected whole numbers from 1 on"),
-        ("--topk=[ten]", "expected whole numbers from 1 on"),
+        ("--topk=0", "option --topk: found 0, expected whole numbers, each 1 or more"),
+        ("--topk=[10,0]", "expected whole numbers, each 1 or more"),
+        ("--topk=[ten]", "expected whole numbers, each 1 or more"),
         ("--topk=true", "expected a list"),
         ("--metrics=[Recal]", "option --metrics: found 'recal', expected ranking metrics .*did you mean recall"),
         ("--metrics=[AUC]", "option --metrics: found 'auc', expected ranking metrics"),
@@ -302,15 +301,15 @@ def test_how_many_predictions_share_a_history_depends_on_the_stage(argv, shared)
 
 def test_a_model_that_learns_from_pairs_gets_pairs():
     for name, pairs in (("FPMC", True), ("TransRec", True), ("GRU4Rec", False), ("SINE", False)):
-        config = config_of(model=resolve_model(name), props=["overall.yaml", "finetune.yaml"])
+        config = config_of(model=find_model(name), command="baseline")
         assert (config["train_neg_sample_args"]["distribution"] == "uniform") is pairs, name
-    config = config_of("--loss_type=BPR", model=resolve_model("GRU4Rec"), props=["overall.yaml", "finetune.yaml"])
+    config = config_of("--loss_type=BPR", model=find_model("GRU4Rec"), command="baseline")
     assert config["train_neg_sample_args"]["distribution"] == "uniform"
 
 
 def test_unknown_models_are_listed():
     with pytest.raises(UserError, match=r"unknown model 'SASRek'; did you mean SASRec\? .*BERT4Rec, .*GRU4Rec"):
-        resolve_model("SASRek")
+        find_model("SASRek")
 
 
 # -- paths -----------------------------------------------------------------------------------------------------------
@@ -365,7 +364,7 @@ import engine.finetuning, engine.reporting, engine.trainer
 import pretrain, ddp_pretrain, finetune, run_baseline
 from engine.config import build_config
 assert state() == before, [key for key in before if state()[key] != before[key]]
-build_config(unisrec.UniSRec, "Tiny", ["overall.yaml", "UniSRec.yaml", "finetune.yaml"], {})
+build_config(unisrec.UniSRec, "Tiny", "finetune", {})
 assert state() == before, [key for key in before if state()[key] != before[key]]
 assert not torch.is_anomaly_enabled(), "RecBole's SINE turns it on; it costs half the speed"
 assert not [name for name in sys.modules if name.startswith(("wandb", "ray"))]

@@ -31,6 +31,12 @@ def test_what_is_no_candidate_does_not_count():
     assert rank([-torch.inf, 0.2, -torch.inf], 1) == 0.0
 
 
+def test_a_target_without_a_finite_score_is_ranked_like_any_other():
+    assert rank([0.2, -torch.inf, 0.1], 1) == 2.0
+    assert rank([0.2, torch.inf, 0.1], 1) == 0.0
+    assert rank([-torch.inf, -torch.inf, -torch.inf], 1) == 1.0, "a model that scores nothing does not win"
+
+
 def test_a_row_with_nan_has_no_rank():
     ranks = expected_ranks(torch.tensor([[0.1, torch.nan, 0.3], [0.1, 0.2, 0.3]]), torch.tensor([0, 0]))
     assert ranks.isnan().tolist() == [True, False] and ranks[1] == 2.0

@@ -6,24 +6,57 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from layers import losses
-from layers.losses import catalogue_cross_entropy, draw_others, in_batch_contrastive
+import layers.fast.cross_entropy
+from layers.losses import catalogue_cross_entropy, cross_entropy, draw_negatives, in_batch_contrastive
 
 T = 0.07
+WAYS = {  # (logits held at a time, queries below which keys are taken in blocks) of the fast cross entropy
+    "plain": None,
+    "all at once": (1 << 22, 64),
+    "a few queries": (20, 1),
+    "one query": (1, 1),
+    "a few keys": (20, 64),
+    "one key": (1, 64),
+}
 
 
-@pytest.fixture(params=[(losses._LOGITS, 64), (20, 1), (1, 1), (20, 64), (1, 64)], autouse=True)
-def logits_at_a_time(request, monkeypatch):
-    """All at once, a few queries or one at a time, a few candidates or one at a time: it is all one."""
-    monkeypatch.setattr(losses, "_LOGITS", request.param[0])
-    monkeypatch.setattr(losses, "_FEW_ROWS", request.param[1])
+@pytest.fixture(params=WAYS)
+def entropy(request, monkeypatch):
+    """The plain cross entropy and the fast one with blocks of any size: all compute the same."""
+    if WAYS[request.param] is None:
+        return cross_entropy
+    for name, value in zip(("_LOGITS", "_FEW_ROWS"), WAYS[request.param], strict=True):
+        monkeypatch.setattr(layers.fast.cross_entropy, name, value)
+    return layers.fast.cross_entropy.cross_entropy
+
+
+@pytest.fixture
+def contrastive(entropy):
+    """in_batch_contrastive(query, key, targets, users, ...) at the temperature T."""
+
+    def loss(query, key, targets, users, temperature=T, **options):
+        options |= {"targets": targets, "users": users, "temperature": temperature, "cross_entropy": entropy}
+        return in_batch_contrastive(query, key, **options)
+
+    return loss
+
+
+@pytest.fixture
+def over_catalogue(entropy):
+    """catalogue_cross_entropy(query, candidates, targets, ...) at the temperature T."""
+
+    def loss(query, candidates, targets, temperature=T, **options):
+        options |= {"targets": targets, "temperature": temperature, "cross_entropy": entropy}
+        return catalogue_cross_entropy(query, candidates, **options)
+
+    return loss
 
 
 def cosine(a, b):
     return (a @ b) / (a.norm() * b.norm())
 
 
-def contrastive_by_loop(query, key, targets, users, temperature, weights=None):
+def contrastive_by_loop(query, key, targets, users, temperature=T, weights=None):
     """S(a, b), spelt out: a mean over queries, each with the keys that are neither of its target nor of its user."""
     weights = torch.ones(len(query), dtype=torch.float64) if weights is None else weights.double()
     query, key = query.double(), key.double()
@@ -51,26 +84,26 @@ def batch(size=8, width=4, items=5, users=4, seed=0):
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("with_users", [False, True])
-def test_contrastive_loss_and_gradients_equal_the_loop(seed, weighted, with_users):
+def test_contrastive_loss_and_gradients_equal_the_loop(seed, weighted, with_users, contrastive):
     query, key, targets, users = batch(seed=seed)
     weights = torch.randint(1, 4, (len(query),)).float() if weighted else None
     users = users if with_users else None
     results = []
-    for function in (in_batch_contrastive, contrastive_by_loop):
+    for function in (contrastive, contrastive_by_loop):
         inputs = query.clone().requires_grad_(), key.clone().requires_grad_()
-        loss = function(*inputs, targets, users, T, weights)
+        loss = function(*inputs, targets, users, weights=weights)
         loss.backward()
         results.append((loss, inputs[0].grad, inputs[1].grad))
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours.double(), plain.double(), rtol=1e-4, atol=1e-5)
 
 
-def test_who_is_no_negative():
+def test_who_is_no_negative(contrastive):
     """Three pairs whose keys all lie on the first query: only real negatives count."""
     query = key = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
 
     def loss(targets, users):
-        return in_batch_contrastive(query, key, torch.tensor(targets), torch.tensor(users), T).item()
+        return contrastive(query, key, torch.tensor(targets), torch.tensor(users)).item()
 
     assert loss([1, 2, 3], [1, 2, 3]) == pytest.approx(math.log(3))
     assert loss([1, 1, 1], [1, 2, 3]) == 0.0, "the same target"
@@ -79,48 +112,48 @@ def test_who_is_no_negative():
     assert loss([1, 1, 3], [1, 2, 2]) == pytest.approx(2 * math.log(2) / 3)
 
 
-def test_excluded_keys_leave_no_trace():
+def test_excluded_keys_leave_no_trace(contrastive):
     """However like a query they are, its gradient is the same."""
     query, key, *_ = batch()
     targets = torch.tensor([1, 1, 1, 1, 1, 1, 1, 2])
     gradients = []
     for others in (key[1:7], query[:1].repeat(6, 1)):
         asked = query.clone().requires_grad_()
-        in_batch_contrastive(asked, torch.cat([key[:1], others, key[7:]]), targets, None, T).backward()
+        contrastive(asked, torch.cat([key[:1], others, key[7:]]), targets, None).backward()
         gradients.append(asked.grad[0])
     assert torch.equal(*gradients) and (gradients[0] != 0).any()
 
 
 @pytest.mark.parametrize("distinct", [True, False])
-def test_a_pair_of_weight_two_is_the_pair_twice(distinct):
+def test_a_pair_of_weight_two_is_the_pair_twice(distinct, contrastive):
     query, key, targets, users = batch()
     if distinct:
         targets, users = torch.arange(len(query)) + 1, torch.arange(len(query))
     times = torch.randint(1, 4, (len(query),), generator=torch.Generator().manual_seed(1))
     # the copies of a pair have its target and user, so they are no negatives of each other
     repeated = [tensor.repeat_interleave(times, 0) for tensor in (query, key, targets, users)]
-    weighted = in_batch_contrastive(query, key, targets, users, T, times.float())
-    assert weighted.item() == pytest.approx(in_batch_contrastive(*repeated, T).item(), rel=1e-5)
+    weighted = contrastive(query, key, targets, users, weights=times.float())
+    assert weighted.item() == pytest.approx(contrastive(*repeated).item(), rel=1e-5)
     ones = torch.ones(len(query))
-    plain = in_batch_contrastive(query, key, targets, users, T)
-    assert in_batch_contrastive(query, key, targets, users, T, ones).item() == pytest.approx(plain.item(), rel=1e-6)
+    plain = contrastive(query, key, targets, users)
+    assert contrastive(query, key, targets, users, weights=ones).item() == pytest.approx(plain.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_small_temperature_stays_finite(dtype):
+def test_a_small_temperature_stays_finite(dtype, contrastive):
     query, key, targets, users = (t if t.dtype == torch.int64 else t.to(dtype) for t in batch())
     for other in (key, -query, query):
         inputs = query.clone().requires_grad_()
-        loss = in_batch_contrastive(inputs, other, targets, users, 0.011)
+        loss = contrastive(inputs, other, targets, users, 0.011)
         loss.backward()
         assert loss.dtype == torch.float32 and torch.isfinite(loss) and torch.isfinite(inputs.grad).all()
     expected = contrastive_by_loop(query, key, targets, users, 0.011)
-    loss = in_batch_contrastive(query, key, targets, users, 0.011)
+    loss = contrastive(query, key, targets, users, 0.011)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_negatives_of_all_processes(weighted):
+def test_negatives_of_all_processes(weighted, contrastive):
     """Two processes' losses, averaged, are that of the joined batch, if `gather` joins what they have."""
     query, key, targets, users = batch(size=11)
     weights = torch.randint(1, 4, (11,)).float() if weighted else None
@@ -129,18 +162,23 @@ def test_negatives_of_all_processes(weighted):
     for part in parts:
 
         def gather(own_key, own_targets, own_users, own_count, part=part):
-            for own, joined in ((own_key, F.normalize(key, dim=-1)), (own_targets, targets), (own_users, users)):
-                torch.testing.assert_close(own, joined[part])
+            for part_of_ours, joined in (
+                (own_key, F.normalize(key, dim=-1)),
+                (own_targets, targets),
+                (own_users, users),
+            ):
+                torch.testing.assert_close(part_of_ours, joined[part])
             torch.testing.assert_close(own_count, count[part])
             return (F.normalize(key, dim=-1), targets, users, count), part.start, 2
 
         own_weights = None if weights is None else weights[part]
-        losses.append(in_batch_contrastive(query[part], key[part], targets[part], users[part], T, own_weights, gather))
-    whole = in_batch_contrastive(query, key, targets, users, T, weights)
+        own = query[part], key[part], targets[part], users[part]
+        losses.append(contrastive(*own, weights=own_weights, gather=gather))
+    whole = contrastive(query, key, targets, users, weights=weights)
     assert sum(losses).item() / 2 == pytest.approx(whole.item(), rel=1e-5)
 
 
-def test_a_process_without_queries_adds_nothing():
+def test_a_process_without_queries_adds_nothing(contrastive):
     query, key, targets, users = batch(size=4)
 
     def gather(*_):
@@ -148,7 +186,7 @@ def test_a_process_without_queries_adds_nothing():
 
     none = torch.empty(0, 4, requires_grad=True)
     empty = torch.empty(0, dtype=torch.int64)
-    loss = in_batch_contrastive(none, torch.empty(0, 4), empty, empty, T, None, gather)
+    loss = contrastive(none, torch.empty(0, 4), empty, empty, gather=gather)
     loss.backward()
     assert loss.item() == 0.0 and none.grad.shape == (0, 4)
 
@@ -173,42 +211,42 @@ def cross_entropy_by_loop(query, candidates, targets, temperature, weights=None)
 
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2, 1, 1, 3, 5])])
-def test_cross_entropy_and_gradients_equal_the_formula(weights):
+def test_cross_entropy_and_gradients_equal_the_formula(weights, over_catalogue):
     query, table, targets = catalogue()
     results = []
-    for function in (catalogue_cross_entropy, cross_entropy_by_loop):
+    for function in (over_catalogue, cross_entropy_by_loop):
         inputs = query.clone().requires_grad_(), table.clone().requires_grad_()
-        loss = function(*inputs, targets, T, weights)
+        loss = function(*inputs, targets, T, weights=weights)
         loss.backward()
         results.append((loss, inputs[0].grad, inputs[1].grad))
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours.double(), plain.double(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_query_of_weight_two_is_the_query_twice():
+def test_a_query_of_weight_two_is_the_query_twice(over_catalogue):
     query, table, targets = catalogue()
     times = torch.tensor([1, 2, 1, 1, 3, 5])
-    repeated = catalogue_cross_entropy(query.repeat_interleave(times, 0), table, targets.repeat_interleave(times), T)
-    assert catalogue_cross_entropy(query, table, targets, T, times.float()).item() == pytest.approx(repeated.item())
+    repeated = over_catalogue(query.repeat_interleave(times, 0), table, targets.repeat_interleave(times))
+    assert over_catalogue(query, table, targets, weights=times.float()).item() == pytest.approx(repeated.item())
 
 
-def test_the_cross_entropy_of_equal_candidates_is_their_number():
+def test_the_cross_entropy_of_equal_candidates_is_their_number(over_catalogue):
     query, _, targets = catalogue()
-    assert catalogue_cross_entropy(query, torch.ones(9, 4), targets, T).item() == pytest.approx(math.log(9))
+    assert over_catalogue(query, torch.ones(9, 4), targets).item() == pytest.approx(math.log(9))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_inputs_are_scored_in_full(dtype):
+def test_half_precision_inputs_are_scored_in_full(dtype, over_catalogue):
     query, table, targets = catalogue()
-    loss = catalogue_cross_entropy(query.to(dtype), table.to(dtype), targets, 0.011)
-    expected = catalogue_cross_entropy(query.to(dtype).float(), table.to(dtype).float(), targets, 0.011)
+    loss = over_catalogue(query.to(dtype), table.to(dtype), targets, 0.011)
+    expected = over_catalogue(query.to(dtype).float(), table.to(dtype).float(), targets, 0.011)
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 # -- sampled softmax -------------------------------------------------------------------------------------------------
 
 
-def test_candidates_that_stand_for_several_are_as_good_as_those():
+def test_candidates_that_stand_for_several_are_as_good_as_those(over_catalogue):
     """A candidate that stands for three items is that candidate three times."""
     query, table, _ = catalogue()
     targets = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -216,37 +254,38 @@ def test_candidates_that_stand_for_several_are_as_good_as_those():
     results = []
     for candidates, log_counts in ((table, counts.float().log()), (table.repeat_interleave(counts, 0), None)):
         asked = query.clone().requires_grad_()
-        loss = catalogue_cross_entropy(asked, candidates, targets, T, None, log_counts)
+        loss = over_catalogue(asked, candidates, targets, log_counts=log_counts)
         loss.backward()
         results.append((loss, asked.grad))
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_when_all_others_are_drawn_the_loss_is_exact():
+def test_when_all_others_are_drawn_the_loss_is_exact(over_catalogue):
     query, table, targets = catalogue()
-    named, places = targets.unique(return_inverse=True)
-    others, log_share = draw_others(named, len(table), 100)
-    assert sorted([*named.tolist(), *others.tolist()]) == list(range(9)) and log_share == 0.0
-    sample = table[torch.cat([named, others])]
-    sampled = catalogue_cross_entropy(query, sample, places, T, None, torch.zeros(9))
-    assert sampled.item() == pytest.approx(catalogue_cross_entropy(query, table, targets, T).item(), rel=1e-5)
+    batch_items, places = (targets + 1).unique(return_inverse=True)
+    negatives, log_count = draw_negatives(batch_items, len(table), 100)
+    assert sorted([*batch_items.tolist(), *negatives.tolist()]) == list(range(1, 10)) and log_count == 0.0
+    sample = table[torch.cat([batch_items, negatives]) - 1]
+    sampled = over_catalogue(query, sample, places, log_counts=torch.zeros(9))
+    assert sampled.item() == pytest.approx(over_catalogue(query, table, targets).item(), rel=1e-5)
 
 
-def test_others_are_drawn_evenly_and_stand_for_the_rest():
-    """Over many draws each other item comes equally often, no named one ever; and the corrected sum over a sample has
-    the sum over the catalogue as its mean, which makes the sampled softmax a right one."""
+def test_negatives_are_drawn_evenly_and_stand_for_the_rest():
+    """Over many draws every item outside the batch comes equally often, and no batch item ever. The corrected sum over
+    a sample has the sum over the catalogue as its mean, so the sampled softmax is unbiased in its denominator."""
     torch.manual_seed(0)
-    named, n_items, count, draws = torch.tensor([0, 3, 4, 9]), 12, 3, 1000
-    powers = torch.rand(n_items, dtype=torch.float64).exp()
-    times, sums = torch.zeros(n_items), []
+    batch_items, n_items, count, draws = torch.tensor([1, 4, 5, 10]), 12, 3, 1000
+    powers = torch.rand(n_items + 1, dtype=torch.float64).exp()
+    powers[0] = 0.0  # padding
+    times, sums = torch.zeros(n_items + 1), []
     for _ in range(draws):
-        others, log_share = draw_others(named, n_items, count)
-        assert len(others.unique()) == count
-        times[others] += 1
-        sums.append(powers[named].sum() + powers[others].sum() * math.exp(log_share))
-    assert (times[named] == 0).all()
-    rest = [row for row in range(n_items) if row not in named.tolist()]
+        negatives, log_count = draw_negatives(batch_items, n_items, count)
+        assert len(negatives.unique()) == count
+        times[negatives] += 1
+        sums.append(powers[batch_items].sum() + powers[negatives].sum() * math.exp(log_count))
+    assert (times[batch_items] == 0).all() and times[0] == 0
+    rest = [item for item in range(1, n_items + 1) if item not in batch_items.tolist()]
     share = count / len(rest)
     error = math.sqrt(share * (1 - share) / draws)
     assert (times[rest] / draws - share).abs().max() < 4 * error
@@ -255,11 +294,11 @@ def test_others_are_drawn_evenly_and_stand_for_the_rest():
 
 
 def test_draws_follow_torchs_seed_and_ask_for_no_more_than_there_is():
-    named = torch.tensor([1, 2])
+    batch_items = torch.tensor([1, 2])
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        draws.append(draw_others(named, 1000, 10)[0])
+        draws.append(draw_negatives(batch_items, 1000, 10)[0])
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    nothing, log_share = draw_others(torch.arange(5), 5, 10)
-    assert len(nothing) == 0 and log_share == 0.0
+    nothing, log_count = draw_negatives(torch.arange(1, 6), 5, 10)
+    assert len(nothing) == 0 and log_count == 0.0

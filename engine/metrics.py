@@ -1,0 +1,79 @@
+"""Metrics of a table of ranks, one short function each, and the groups by which they are broken down.
+
+An evaluated row has one target. Its rank is 1 for the best place. Where scores are equal, it is the expected rank
+under random order, and may be a fraction: of two items that share the first place each has rank 1.5. A target is
+within the first k where its rank is at most k, and its gain is taken at its rank.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class RankTable:
+    """What an evaluation finds: one row per evaluated row of a split (usually one per user), R in all.
+
+    Attributes:
+        user (int64 [R]): user ids; raw ids, str [R], in a table that was read from a file.
+        target (int64 [R]): item ids; raw ids, str [R], in a table that was read from a file.
+        history_length (int64 [R]): how many items of history the model sees.
+        rank (float64 [R]): expected rank of the target among the candidates, 1 for the best; NaN where a score is NaN.
+        candidates (int64 [R]): how many items are ranked, the target included.
+        in_history (bool [R]): whether the target occurs in the history.
+    """
+
+    user: np.ndarray
+    target: np.ndarray
+    history_length: np.ndarray
+    rank: np.ndarray
+    candidates: np.ndarray
+    in_history: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rank)
+
+    def __getitem__(self, index: np.ndarray) -> "RankTable":
+        """Some rows: indices or a mask."""
+        return RankTable(**{field: column[index] for field, column in vars(self).items()})
+
+
+# -- metrics: float64 [R], one value per row --------------------------------------------------------------------------
+
+
+def recall(table: RankTable, k: int) -> np.ndarray:
+    """1 where the target is within the first k, else 0. With one target per row, Recall and Hit are the same."""
+    return (table.rank <= k).astype(np.float64)
+
+
+def precision(table: RankTable, k: int) -> np.ndarray:
+    """The share of the first k that are targets: 1 / k where the target is among them, else 0."""
+    return recall(table, k) / k
+
+
+def ndcg(table: RankTable, k: int) -> np.ndarray:
+    """1 / log2(rank + 1) where the target is within the first k, else 0."""
+    return recall(table, k) / np.log2(table.rank + 1)
+
+
+def mrr(table: RankTable, k: int) -> np.ndarray:
+    """1 / rank where the target is within the first k, else 0. With one target per row, MRR and MAP are the same."""
+    return recall(table, k) / table.rank
+
+
+# RecBole's names. To add a metric, write its function and name it here.
+METRICS: dict[str, Callable[[RankTable, int], np.ndarray]] = {
+    "recall": recall,
+    "hit": recall,
+    "precision": precision,
+    "ndcg": ndcg,
+    "mrr": mrr,
+    "map": mrr,
+}
+
+
+def mean_metrics(table: RankTable, names: Iterable[str], topk: Iterable[int]) -> dict[str, float]:
+    """The mean over all rows of each metric of `METRICS` at each k, for example {"recall@10": 0.0963}, unrounded."""
+    topk = list(topk)
+    return {f"{name}@{k}": float(METRICS[name](table, k).mean()) for name in names for k in topk}

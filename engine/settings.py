@@ -1,0 +1,458 @@
+"""Settings: their homes in props/, the command line, and the checks. Imports no torch, so help and errors come at once.
+
+A line of a YAML file in props/ is the only home of a setting:
+
+    key: default  # (kind, unit; range) meaning [source]
+
+The kind is bool, int, float, str, list of int, list of str or dict. The range is `1 or more`, `above 0`, `from 0 to 1`
+or `from 0 to below 1`; for a str, the allowed words. A file that is read later may give the key another default; its
+comment then replaces the meaning. The YAML files of RecBole and of models of one's own are read in the same way.
+"""
+
+import dataclasses
+import math
+import os
+import re
+import textwrap
+from collections.abc import Callable
+
+import yaml
+
+from baselines import recbole_file
+from common.errors import UserError, did_you_mean
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+COMMAND_PROPS = {  # which files of props/ each command reads; later ones win
+    "pretrain": ("overall.yaml", "UniSRec.yaml", "pretrain.yaml"),
+    "finetune": ("overall.yaml", "UniSRec.yaml", "finetune.yaml"),
+    "baseline": ("overall.yaml",),
+}
+STAGE_PROPS = {"inductive_ft": "inductive_ft.yaml"}  # defaults of a stage of fine-tuning, on top of those
+SHORT = {"-d": "dataset", "-m": "model", "-p": "pretrained", "-f": "fix_enc"}  # the same in every command
+# keys that RecBole reads but whose defaults stand in none of its YAML files
+_RECBOLE_EXTRAS = {"reg_weight", "loss_type"}
+_RECBOLE_FILES = ("overall.yaml", "dataset/sample.yaml", "quick_start_config/sequential.yaml")
+
+_KINDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a word",
+    "list": "a list [a, b]",
+    "list of int": "a list [a, b]",
+    "list of str": "a list [a, b]",
+    "dict": "a mapping {key: value}",
+}
+_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "dict": dict}
+_RANGES = {  # of numbers, with their tests
+    r"(\S+) or more": lambda value, low: low <= value < math.inf,
+    r"above (\S+)": lambda value, low: low < value < math.inf,
+    r"(?:from )?(\S+) to (\S+)": lambda value, low, high: low <= value <= high,
+    r"(?:from )?(\S+) to below (\S+)": lambda value, low, high: low <= value < high,
+}
+_LINE = re.compile(r"(?P<key>\w+):[ ]*(?P<default>.*?)\s+#[ ]*(?P<comment>.*)")
+_DECLARATION = re.compile(r"\((?P<kind>[a-z ]+)(?:, (?P<unit>[^;)]*))?(?:; (?P<range>[^)]*))?\)\s*(?P<meaning>.*)")
+
+
+class Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as a number and 2024-01-01 as a word, since dates occur in paths."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [resolver for resolver in resolvers if resolver[0] != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: str) -> dict:
+    """Read a YAML file of settings.
+
+    Raises:
+        UserError: the file is missing or is not a YAML mapping.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.load(file, Loader=Loader)
+    except OSError as failure:
+        what = "no such file" if isinstance(failure, FileNotFoundError) else f"cannot be read ({failure.strerror})"
+        raise UserError(f"{path}: {what}; --config_files takes YAML files, for example props/finetune.yaml") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())}); expected `key: value` lines") from None
+    if not isinstance(content or {}, dict):
+        raise UserError(f"{path}: holds {type(content).__name__}, expected `key: value` lines")
+    for key in content or {}:
+        if not isinstance(key, str):
+            raise UserError(f"{path}: key {key!r} is no word, expected `key: value` lines")
+    return content or {}
+
+
+# -- what is known of a setting -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A setting as its line in a YAML file declares it.
+
+    Attributes:
+        kind: a key of `_KINDS`; empty if nothing is known, then any value is allowed.
+        text: the default as written.
+        declared: whether the comment has the form `(kind, unit; range) meaning`.
+    """
+
+    key: str
+    default: object
+    kind: str = ""
+    unit: str = ""
+    range: str = ""
+    meaning: str = ""
+    text: str = ""
+    declared: bool = False
+
+    def check(self, value: object, where: str) -> object:
+        """Check a value's kind and range. Returns the value: numbers that stand for words as str, words as declared.
+
+        Args:
+            where: the option, or the file and the key, for the message.
+
+        Raises:
+            UserError: a value of another kind, or one outside the range.
+        """
+        if not self.kind or value is None and (self.default is None or self.kind in ("list", "dict")):
+            return value
+        if not _is_of_kind(value, self.kind):
+            note = "" if self.default is None else f" (its default is {self.default!r})"
+            raise UserError(f"{where}: found {value!r}, expected {_KINDS[self.kind]}{note}")
+        value = str(value) if self.kind == "str" else value
+        if self.kind == "str" and self.range:
+            found = [word for word in self.choices() if word.lower() == value.lower()]
+            if found:
+                return found[0]
+        elif self._is_within_range(value):
+            return value
+        hint = did_you_mean(value, self.choices()) if self.kind == "str" else ""
+        raise UserError(f"{where}: found {value!r}, expected {self.expected()}{hint}")
+
+    def choices(self) -> list[str]:
+        """The words that a str may be; empty if it may be any."""
+        words = self.range.removeprefix("one of ")
+        return re.split(", | or ", words) if self.kind == "str" and words else []
+
+    def expected(self) -> str:
+        """The allowed values in words."""
+        if self.kind == "list of int":
+            return f"whole numbers, each {self.range}, such as {self.text}"
+        if self.kind == "list of str":
+            return f"names, such as {self.text}"
+        return self.range if self.kind in ("int", "str") or self.range[:1].isdigit() else f"a number {self.range}"
+
+    def _is_within_range(self, value):
+        if self.kind in ("list of int", "list of str"):
+            kind = int if self.kind == "list of int" else str
+            values = as_list(value)
+            return bool(values) and all(type(one) is kind and (not self.range or self._holds(one)) for one in values)
+        return not self.range or self._holds(value)
+
+    def _holds(self, number):
+        for pattern, test in _RANGES.items():
+            match = re.fullmatch(pattern, self.range)
+            if match:
+                return test(number, *map(float, match.groups()))
+        raise UserError(
+            f"setting {self.key}: its range {self.range!r} is unknown; expected `1 or more` or `from 0 to 1`"
+        )
+
+
+def _is_of_kind(value, kind):
+    """Whether a value has a kind: whole numbers pass for numbers and words, single values for lists."""
+    if kind.startswith("list"):
+        return type(value) in (list, str, int)
+    if isinstance(value, bool):
+        return kind == "bool"
+    return isinstance(value, _TYPES[kind]) or kind in ("float", "str") and type(value) is int
+
+
+def as_list(value: object) -> list:
+    """A list as it is, anything else as a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def read_settings(path: str) -> dict[str, Setting]:
+    """The settings that a YAML file gives defaults to, with what their comments declare."""
+    defaults = read_yaml(path)
+    with open(path, encoding="utf-8") as file:
+        lines = {match["key"]: match for match in map(_LINE.match, file) if match}
+    return {key: _declared(key, default, lines.get(key)) for key, default in defaults.items()}
+
+
+def _declared(key, default, line):
+    kinds = [kind for kind, of_type in _TYPES.items() if type(default) is of_type]
+    setting = Setting(key, default, kinds[0] if kinds else "")
+    if not line:
+        return setting
+    setting = dataclasses.replace(setting, text=line["default"], meaning=line["comment"].strip())
+    match = _DECLARATION.fullmatch(line["comment"].strip())
+    if not match:
+        return setting
+    kind = match["kind"] if match["kind"] in _KINDS else ""
+    if kind and (default is None or _is_of_kind(default, kind)):
+        setting = dataclasses.replace(setting, kind=kind)  # otherwise the default tells more than the comment
+    return dataclasses.replace(
+        setting, unit=match["unit"] or "", range=match["range"] or "", meaning=match["meaning"], declared=True
+    )
+
+
+def read_chain(files: list[str]) -> list[tuple[str, dict[str, Setting]]]:
+    """Read YAML files one after another: (path, its settings). What a file leaves out, those before it say."""
+    chain, known = [], {}
+    for path in files:
+        settings = {}
+        for key, setting in read_settings(path).items():
+            home = known.get(key)
+            if home and not setting.declared:
+                home.check(setting.default, f"{path}: {key}")
+                text, meaning = setting.text, setting.meaning or home.meaning
+                setting = dataclasses.replace(home, default=setting.default, text=text, meaning=meaning)
+            settings[key] = setting
+        known.update(settings)
+        chain.append((path, settings))
+    return chain
+
+
+def props_file(name: str) -> str:
+    """The path of a file of props/."""
+    return os.path.join(ROOT, "props", name)
+
+
+def command_files(command: str, stage: str | None = None, recbole=(), own=()) -> list[str]:
+    """The YAML files that give a run its defaults, on top of those that RecBole reads for every model; later ones win.
+
+    Args:
+        command: a key of `COMMAND_PROPS`.
+        stage: of fine-tuning; may have a file of its own.
+        recbole: RecBole's YAML files of the model.
+        own: the YAML files of a model of one's own.
+    """
+    props = [*map(props_file, COMMAND_PROPS[command])]
+    if command == "finetune":
+        stage = str(stage or read_yaml(props_file("finetune.yaml"))["train_stage"]).lower()
+        props += [props_file(STAGE_PROPS[stage])] if stage in STAGE_PROPS else []
+    return [*recbole, *props, *own]
+
+
+# -- a run's settings -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Settled:
+    """The settings of a run, checked.
+
+    Attributes:
+        files: the YAML files of the defaults, later ones win.
+        settings: every known key.
+        given: key -> value that the user gave, by option or in a YAML file.
+        where: key -> which option or file gave it, for messages.
+    """
+
+    files: list[str]
+    settings: dict[str, Setting]
+    given: dict[str, object]
+    where: dict[str, str]
+
+    def values(self) -> dict[str, object]:
+        """The value of every key."""
+        return {key: setting.default for key, setting in self.settings.items()} | self.given
+
+
+def settle(command: str, options: dict, recbole=(), own=()) -> Settled:
+    """Find and check the settings of a run.
+
+    Args:
+        command, recbole, own: see `command_files`.
+        options: from `parse_command_line`, without `model` and `dataset`; `config_files` may name more YAML files.
+
+    Raises:
+        UserError: an unknown key, a value of another kind or outside its range.
+    """
+    user_files = _user_files(options)
+    options = {key: value for key, value in options.items() if key != "config_files"}
+    sources = [*((f"{path}: ", content) for path, content in user_files), ("option --", options)]
+    files = command_files(command, _last(sources, "train_stage"), recbole, own)
+    chain = read_chain([*map(recbole_file, _RECBOLE_FILES), *files])
+    settings = {key: setting for _, part in chain for key, setting in part.items()}
+    known = {*settings, *_RECBOLE_EXTRAS}.union(*(content for _, content in user_files))
+    for key in options:
+        if key not in known:
+            near = did_you_mean(f"--{key}", [f"--{name}" for name in (*known, "help")])
+            raise UserError(f"unknown option --{key}{near}")
+    ranges = _ranges_of_props()
+    given, where = {}, {}
+    for prefix, content in sources:
+        for key, value in content.items():
+            setting = _with_range(settings.get(key) or Setting(key, None), ranges)
+            given[key], where[key] = setting.check(value, prefix + key), prefix + key
+    settled = Settled(files, settings, given, where)
+    check_window(given, settled.values())
+    return settled
+
+
+def _last(sources, key):
+    """The value of a key in the last source that has it, else None."""
+    return next((content[key] for _, content in reversed(sources) if key in content), None)
+
+
+def _with_range(setting, ranges):
+    """RecBole's YAML files declare no ranges: a key has that of its namesake in props/, a size is 1 or more."""
+    namesake = ranges.get(setting.key)
+    if setting.range or not setting.kind:
+        return setting
+    if namesake and namesake.kind == setting.kind:
+        return dataclasses.replace(setting, range=namesake.range)
+    is_size = setting.kind == "int" and setting.key.endswith("_size")
+    return dataclasses.replace(setting, range="1 or more") if is_size else setting
+
+
+def _ranges_of_props():
+    """The settings with ranges of all files, by key; a range of a single word concerns the model of its file alone."""
+    every = (read_settings(props_file(name)) for name in dict.fromkeys(sum(COMMAND_PROPS.values(), ())))
+    found = (setting for settings in every for setting in settings.values())
+    return {setting.key: setting for setting in found if setting.range and len(setting.choices()) != 1}
+
+
+def check_window(given, settings):
+    """`predictions_per_row`, where the user gave it, must not exceed the window.
+
+    Raises:
+        UserError: it does.
+    """
+    longest = settings["MAX_ITEM_LIST_LENGTH"]
+    if "predictions_per_row" in given and settings["predictions_per_row"] > longest:
+        raise UserError(
+            f"option --predictions_per_row: found {settings['predictions_per_row']}, "
+            f"expected 1 to MAX_ITEM_LIST_LENGTH, {longest}"
+        )
+
+
+# -- the command line -----------------------------------------------------------------------------------------------
+
+
+def parse_command_line(argv: list[str], help_for: Callable[[list[str]], str]) -> dict:
+    """Split a command line into keys and values.
+
+    `--key=value` and `--key value` both work, and so do the short names of `SHORT`; values are read as YAML.
+
+    Args:
+        argv: without the program's name.
+        help_for: makes the text that is printed for -h and --help, from `argv`.
+
+    Raises:
+        UserError: a word that is no option, an option without value or given twice with different values.
+    """
+    if "-h" in argv or "--help" in argv:
+        print(help_for(argv))
+        raise SystemExit(0)
+    options, words = {}, list(argv)
+    while words:
+        word = words.pop(0)
+        name, equals, text = word.partition("=")
+        if name in SHORT:
+            key = SHORT[name]
+        elif name.startswith("--") and len(name) > 2:
+            key = name[2:]
+        else:
+            raise UserError(
+                f"unexpected word {word!r}; options are written --key=value or --key value (--help lists them)"
+            )
+        if not equals:
+            if not words or (words[0].startswith("-") and not _is_number(words[0])):
+                raise UserError(f"option {name} has no value; write {name} VALUE")
+            text = words.pop(0)
+        value = _yaml_value(name, text)
+        if key in options and options[key] != value:
+            raise UserError(f"option --{key} is given twice, as {options[key]!r} and {value!r}; keep one")
+        options[key] = value
+    return options
+
+
+def _is_number(word):
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _yaml_value(name, text):
+    try:
+        return yaml.load(text, Loader=Loader)
+    except (yaml.YAMLError, ValueError):
+        raise UserError(f"option {name}: {text!r} is no YAML value; put it in quotes") from None
+
+
+def take_option(options: dict, key: str, default: str) -> str:
+    """Take a key that a command needs before the rest: from the options, else the user's YAML files, else `default`.
+
+    Args:
+        options: from `parse_command_line`; loses the key.
+
+    Raises:
+        UserError: the value is no word.
+    """
+    in_files = {name: value for _, settings in _user_files(options) for name, value in settings.items()}
+    value = options.pop(key, in_files.get(key, default))
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise UserError(f"option --{key}: found {value!r}, expected a name, such as {default}")
+    return str(value)
+
+
+def _user_files(options):
+    """The YAML files that `config_files` names: list of (path, settings)."""
+    listed = options.get("config_files") or []
+    paths = listed.replace(",", " ").split() if isinstance(listed, str) else listed
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise UserError(f"option --config_files: found {listed!r}, expected YAML files, comma separated")
+    return [(path, read_yaml(path)) for path in paths]
+
+
+# -- help -----------------------------------------------------------------------------------------------------------
+
+
+def help_text(usage: str, command: str, recbole=()) -> str:
+    """A command's help: its usage, and each setting with default and meaning, grouped by file."""
+    base = [*map(recbole_file, _RECBOLE_FILES)]
+    files = command_files(command, recbole=recbole)
+    files += [props_file(name) for name in STAGE_PROPS.values() if command == "finetune"]
+    chain = read_chain([*base, *files])
+    parts = [usage.strip()]
+    for path, settings in chain[len(base) :]:
+        title = (
+            f"RecBole's {os.path.basename(path)}"
+            if path in recbole
+            else f"{os.path.relpath(path, ROOT)}: {_title(path)}"
+        )
+        parts.append(_section(title, settings))
+    ours = {key for _, settings in chain[len(base) :] for key in settings}
+    further = sorted({key for _, settings in chain[: len(base)] for key in settings} - ours)
+    parts.append(textwrap.fill(f"Further keys of RecBole's: {', '.join(further)}", 110, subsequent_indent="  "))
+    return "\n\n".join(parts)
+
+
+def _title(path):
+    with open(path, encoding="utf-8") as file:
+        return file.readline().strip("# \n")
+
+
+def _section(title, settings):
+    lines = [title]
+    for setting in settings.values():
+        about = "; ".join(filter(None, [", ".join(filter(None, [setting.kind, setting.unit])), setting.range]))
+        left = f"  --{setting.key} {setting.text}"
+        text = f"{setting.meaning} ({about})"
+        gap = " " * 36
+        start = f"{left:36}" if len(left) < 35 else f"{left}\n{gap}"
+        lines.append(start + textwrap.fill(text, 112, initial_indent=gap, subsequent_indent=gap).strip())
+    return "\n".join(lines)

@@ -1,0 +1,21 @@
+"""A large catalogue, represented in blocks. N items, H hidden size."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+_ITEMS_AT_ONCE = 1 << 12  # items represented together where nothing is kept for a backward pass
+_ITEMS_KEPT = 1 << 16  # a larger catalogue is represented again in the backward pass, this many items at a time
+
+
+def item_table(module: nn.Module) -> Tensor:
+    """UniSRec.item_table, float [N, H]."""
+    ids = torch.arange(1, module.n_items, device=module.position_embedding.weight.device)
+    if not torch.is_grad_enabled():
+        table = torch.empty(len(ids), module.hidden_size, device=ids.device)
+        for block, rows in zip(ids.split(_ITEMS_AT_ONCE), table.split(_ITEMS_AT_ONCE), strict=True):
+            rows.copy_(module.represent_items(block))
+        return table
+    if len(ids) <= _ITEMS_KEPT:
+        return module.represent_items(ids)
+    return torch.cat([checkpoint(module.represent_items, part, use_reentrant=False) for part in ids.split(_ITEMS_KEPT)])

@@ -1,0 +1,29 @@
+"""Dropout on the CPU. torch's CPU generator draws one number after another; numpy's draws 16 bits at a time."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def keep_mask(shape: tuple[int, ...], probability: float, device: torch.device) -> Tensor:
+    """Which numbers survive a dropout, bool [shape].
+
+    On the CPU this is ten times as fast as torch.rand. numpy's generator is seeded from torch's, so torch's seed and
+    state determine the result.
+    """
+    if device.type != "cpu":
+        return torch.rand(shape, device=device) >= probability
+    generator = np.random.SFC64(int(torch.randint(2**62, ())))
+    size = math.prod(shape)
+    drawn = generator.random_raw(-(-size // 4)).view(np.uint16)[:size]
+    return torch.from_numpy(drawn >= round(probability * (1 << 16))).view(shape)
+
+
+def forward(module: nn.Dropout, x: Tensor) -> Tensor:
+    """nn.Dropout.forward, float [...] -> float [...]."""
+    if not module.training or not module.p or x.device.type != "cpu":
+        return nn.Dropout.forward(module, x)
+    kept = keep_mask(x.shape, module.p, x.device).numpy()
+    return x * torch.from_numpy(np.multiply(kept, np.float32(1 / (1 - module.p)), dtype=np.float32))
