@@ -55,12 +55,12 @@ def ours(ratings: str, folder: str) -> None:
 
     from dataset.preprocessing.process_amazon import read_ratings
     from dataset.preprocessing.splits import Rules, write_data_set
-    from dataset.preprocessing.tables import Malformed
+    from dataset.preprocessing.tables import MalformedRows
 
     def same_text(items, wanted):
         return pl.DataFrame({"item": items}).with_columns(text=pl.lit("A text."))
 
-    interactions = read_ratings(ratings, "2018", Malformed(ratings))
+    interactions = read_ratings(ratings, "2018", MalformedRows(ratings))
     write_data_set("ours", folder, interactions, same_text, Rules(CORE, CORE), dict)
 
 

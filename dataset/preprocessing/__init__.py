@@ -1,1 +1,1 @@
-"""Raw interactions and item texts to data sets in the published layout; item texts to feature files."""
+"""From raw interactions and item texts to data sets in the published layout, and to feature files."""

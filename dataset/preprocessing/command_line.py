@@ -1,60 +1,84 @@
-"""What the commands that process a shop have in common: options, and the way from interactions to features."""
+"""Options and steps that the commands for all kinds of shops share, from interactions to features."""
 
+import argparse
 import os
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from dataset.preprocessing.encoding_options import NO_ENCODER, add_encoding_options, encoding_settings
-from dataset.preprocessing.splits import MISSING_TEXT, Rules, check_name, report, source_entry, write_data_set
-from dataset.preprocessing.tables import MAX_MALFORMED
+from dataset.preprocessing.interactions import Interactions
+from dataset.preprocessing.splits import (
+    MISSING_TEXT,
+    ReadTexts,
+    Rules,
+    check_name,
+    report,
+    source_entry,
+    write_data_set,
+)
+from dataset.preprocessing.tables import MAX_MALFORMED, MalformedRows
 from dataset.preprocessing.texts import TEXT_STYLES
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def add_processing_options(parser):
-    """Add the options that every shop's command has to an argparse parser."""
+def add_processing_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that the commands for all kinds of shops share."""
     parser.add_argument("--output_path", default=os.path.join(PROJECT, "dataset", "downstream"), metavar="DIR",
-                        help="default: dataset/downstream of the project")  # fmt: skip
+                        help="where the data set's folder is created (default: dataset/downstream)")  # fmt: skip
     parser.add_argument("--user_k", type=int, default=5, metavar="N",
-                        help="fewest interactions of a user (default: 5)")  # fmt: skip
+                        help="leave out users with fewer interactions (default: 5)")  # fmt: skip
     parser.add_argument("--item_k", type=int, default=5, metavar="N",
-                        help="fewest interactions of an item (default: 5)")  # fmt: skip
+                        help="leave out items with fewer interactions (default: 5)")  # fmt: skip
     parser.add_argument("--text_style", choices=TEXT_STYLES, default="clean",
-                        help="published: letter by letter as in the published data sets (default: clean)")  # fmt: skip
+                        help="clean: without HTML; published: as in published data sets (default: clean)")  # fmt: skip
     parser.add_argument("--missing_text", choices=MISSING_TEXT, default="error",
-                        help="what to do with items whose text is empty (default: error)")  # fmt: skip
+                        help="items with an empty text: error stops, empty keeps them, drop leaves them out "
+                             "(default: error)")  # fmt: skip
     parser.add_argument("--max_malformed", type=float, default=MAX_MALFORMED, metavar="SHARE",
-                        help="largest share of unreadable rows, which are left out (default: 0.01)")  # fmt: skip
+                        help="malformed rows are left out; stop if their share is larger (default: 0.01)")  # fmt: skip
     add_encoding_options(parser, allow_none=True)
 
 
-def process(options, read_interactions, read_texts, malformed, recorded, left_out=None, **rules):
-    """Write the data set that the command line asks for, say what was done, and encode its texts.
+def process(
+    options: argparse.Namespace,
+    read_interactions: Callable[[], Interactions],
+    read_texts: ReadTexts,
+    malformed: Sequence[MalformedRows],
+    recorded_options: dict[str, Any],
+    left_out: dict[str, int] | None = None,
+    **further_rules,
+) -> None:
+    """Write a data set, print what was done, and encode its texts.
 
     Args:
-        options (argparse.Namespace): of `add_processing_options`, and `dataset`.
-        read_interactions (callable): without arguments, gives Interactions.
-        read_texts (callable): see `splits.write_data_set`.
-        malformed (list of Malformed): one for each source file.
-        recorded (dict): options of the command that the description should name beside those above.
-        left_out (dict, optional): numbers of rows that were left out while reading, by what they are.
-        rules: further fields of `splits.Rules`.
+        options: `dataset` and the options of `add_processing_options`.
+        read_interactions: reads all interactions.
+        read_texts: see `splits.write_data_set`.
+        malformed: one for each source file.
+        recorded_options: further options of the command, for the description.
+        left_out: what was left out while reading -> number of rows. May be filled while reading.
+        further_rules: further fields of `splits.Rules`.
+
+    Raises:
+        UserError: an option is out of range, or a file is missing or malformed, or nothing remains.
     """
-    rules = Rules(options.user_k, options.item_k, options.missing_text, **rules)
+    rules = Rules(options.user_k, options.item_k, options.missing_text, **further_rules)
     rules.check()
     check_name(options.dataset)
     check_encoding_options(options)
 
-    def made_from():
+    def describe_source() -> dict[str, Any]:
         return {
             "sources": [source_entry(each) for each in malformed],
-            "options": recorded | {"text_style": options.text_style, "max_malformed": options.max_malformed},
+            "options": recorded_options | {"text_style": options.text_style, "max_malformed": options.max_malformed},
             "left_out": left_out or {},
         }
 
     start = time.perf_counter()
     description = write_data_set(
-        options.dataset, options.output_path, read_interactions(), read_texts, rules, made_from
+        options.dataset, options.output_path, read_interactions(), read_texts, rules, describe_source
     )
     print(report(description))
     folder = os.path.join(options.output_path, options.dataset)
@@ -62,11 +86,11 @@ def process(options, read_interactions, read_texts, malformed, recorded, left_ou
     encode_as_asked(options.dataset, options.output_path, options)
 
 
-def check_encoding_options(options):
-    """Load the encoder and check its options before long work, unless they say `--plm_name none`.
+def check_encoding_options(options: argparse.Namespace) -> None:
+    """Load the encoder and check its options before long work, unless `--plm_name none` is given.
 
     Args:
-        options (argparse.Namespace): of `encoding_options.add_encoding_options`.
+        options: those of `encoding_options.add_encoding_options`.
 
     Raises:
         UserError: the encoder cannot be loaded or used, or an option is out of range.
@@ -77,15 +101,15 @@ def check_encoding_options(options):
         check_settings(**encoding_settings(options))
 
 
-def encode_as_asked(name, path, options):
-    """Encode the texts of a data set, unless the options say `--plm_name none`.
+def encode_as_asked(name: str, path: str, options: argparse.Namespace) -> list[str]:
+    """Encode the texts of a data set, unless `--plm_name none` is given.
 
     Args:
-        name (str), path (str): see `encode_text.encode_dataset`.
-        options (argparse.Namespace): of `encoding_options.add_encoding_options`.
+        name, path: see `encode_text.encode_dataset`.
+        options: those of `encoding_options.add_encoding_options`.
 
     Returns:
-        list of str: the feature files written.
+        The feature files written.
 
     Raises:
         UserError: see `encode_text.encode_dataset`.

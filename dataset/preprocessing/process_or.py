@@ -1,19 +1,20 @@
-"""Online Retail to a data set in the published layout: an invoice is a user, a stock code an item.
+"""Turn Online Retail into a data set in the published layout. An invoice is a user, a stock code is an item.
 
     python dataset/preprocessing/process_or.py --input_path data.csv
 
 Reads the CSV file from Kaggle and the CSV export of UCI's workbook, with commas or semicolons, in any encoding. The
-text of an item is its description in lower case; rows without one are left out and counted. Cancelled invoices (their
-number begins with a C) are kept, as in the published data set.
+text of an item is its description in lower case. Rows without a description are left out and counted. Cancelled
+invoices, whose numbers begin with a C, are kept as in the published data set.
 """
 
 import argparse
 import functools
 import os
 import sys
+from collections.abc import Iterator, Sequence
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, PROJECT)  # so that the script finds `common`, from whatever folder it is started
+sys.path.insert(0, PROJECT)  # so that the script finds `common` from any working folder
 
 import polars as pl  # noqa: E402
 
@@ -21,19 +22,16 @@ from common.errors import run_command  # noqa: E402
 from dataset.preprocessing.command_line import add_processing_options, process  # noqa: E402
 from dataset.preprocessing.interactions import Interactions  # noqa: E402
 from dataset.preprocessing.item_table import text_reader  # noqa: E402
-from dataset.preprocessing.tables import Malformed, check_columns, guess_encoding, read_table  # noqa: E402
+from dataset.preprocessing.tables import MalformedRows, check_columns, guess_encoding, read_table  # noqa: E402
 from dataset.preprocessing.texts import clean_sentence  # noqa: E402
 from dataset.preprocessing.times import time_column  # noqa: E402
 
-INVOICE, OTHER_INVOICE = "InvoiceNo", "Invoice"  # the second in the workbook of two years
+INVOICE, WORKBOOK_INVOICE = "InvoiceNo", "Invoice"  # the second in the workbook of two years
 COLUMNS = ("StockCode", "Description", "InvoiceDate")
 
 
-def process_or(options):
+def process_or(options: argparse.Namespace) -> None:
     """Write the data set into OUTPUT_PATH/DATASET, see `splits.write_data_set`, and encode its texts.
-
-    Args:
-        options (argparse.Namespace): the command line.
 
     Raises:
         UserError: the file is missing, lacks a column or cannot be read, or nothing remains.
@@ -41,10 +39,10 @@ def process_or(options):
     path = options.input_path
     encoding = guess_encoding(path)
     names = check_columns(path, COLUMNS, encoding=encoding)
-    invoice = OTHER_INVOICE if OTHER_INVOICE in names else INVOICE
+    invoice = WORKBOOK_INVOICE if WORKBOOK_INVOICE in names else INVOICE
     check_columns(path, [invoice], encoding=encoding)
-    malformed = Malformed(path, options.max_malformed)
-    left_out = {}
+    malformed = MalformedRows(path, options.max_malformed)
+    left_out: dict[str, int] = {}
     process(
         options,
         lambda: read_invoices(
@@ -54,7 +52,7 @@ def process_or(options):
             path,
             ["StockCode"],
             [["Description"]],
-            Malformed(path, 1.0),  # the same rows have been counted already
+            MalformedRows(path, 1.0),  # they have already been counted with the interactions
             functools.partial(description_text, style=options.text_style),
             skip_empty=True,
             encoding=encoding,
@@ -70,48 +68,53 @@ def process_or(options):
     )
 
 
-def description_text(fields, style="clean"):
+def description_text(fields: Sequence[str | None], style: str = "clean") -> str:
     """The text of an item: its description in lower case with a full stop."""
-    lower = fields[0].lower()
+    lower = (fields[0] or "").lower()
     return f"{lower}." if style == "published" else clean_sentence(lower)
 
 
-def read_invoices(path, invoice, malformed, left_out, drop_cancellations=False, timestamp_format=None, **reading):
-    """Read who bought what when.
+def read_invoices(
+    path: str,
+    invoice: str,
+    malformed: MalformedRows,
+    left_out: dict[str, int],
+    drop_cancellations: bool = False,
+    timestamp_format: str | None = None,
+    **reading,
+) -> Interactions:
+    """Read the interactions. The invoice is the user and the stock code is the item.
 
     Args:
-        path (str): the CSV file.
-        invoice (str): the column of invoice numbers.
-        malformed (Malformed): counts the unreadable rows.
-        left_out (dict): takes the numbers of rows left out, by reason.
-        drop_cancellations (bool): leave out the invoices whose number begins with a C.
-        timestamp_format (str, optional): of dates; see `times.time_column`.
+        path: the CSV file.
+        invoice: the column of invoice numbers.
+        malformed: counts the malformed rows.
+        left_out: filled with the number of rows that were left out, by reason.
+        drop_cancellations: leave out the invoices whose number begins with a C.
+        timestamp_format: of dates, see `times.time_column`.
         reading: further arguments of `tables.read_table`.
-
-    Returns:
-        Interactions: `user` is an invoice, `item` a stock code.
 
     Raises:
         UserError: the file is missing, lacks a column, is empty, or too many rows are malformed.
     """
     columns = [invoice, *COLUMNS]
-    ambiguous = "%m/%d/%Y"  # Kaggle's way to write a day
-    when = time_column(path, "InvoiceDate", timestamp_format, ambiguous, **reading)
+    kaggle_day = "%m/%d/%Y"
+    time = time_column(path, "InvoiceDate", timestamp_format, kaggle_day, **reading)
     parse = [
         pl.col(invoice).alias("user"),
         pl.col("StockCode").alias("item"),
-        when.alias("timestamp"),
+        time.alias("timestamp"),
         pl.col("Description").fill_null("").str.strip_chars().alias("text"),
     ]
     left_out |= {"rows without a description": 0, "rows of cancelled invoices": 0}
 
-    def frames():
+    def frames() -> Iterator[pl.DataFrame]:
         for frame in read_table(path, columns, parse, malformed, **reading):
-            for reason, leave_out in (
+            for reason, is_left_out in (
                 ("rows without a description", pl.col("text") == ""),
                 ("rows of cancelled invoices", drop_cancellations & pl.col("user").str.starts_with("C")),
             ):
-                kept = frame.filter(~leave_out)
+                kept = frame.filter(~is_left_out)
                 left_out[reason] += len(frame) - len(kept)
                 frame = kept
             yield frame
@@ -120,19 +123,19 @@ def read_invoices(path, invoice, malformed, left_out, drop_cancellations=False, 
     return Interactions.collect(frames(), path)
 
 
-def _parser():
-    parser = argparse.ArgumentParser(description="Online Retail to a data set in the published layout.")
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Turn Online Retail into a data set and encode its texts.")
     parser.add_argument("--dataset", default="OR", metavar="NAME", help="name of the data set (default: OR)")
     parser.add_argument("--input_path", required=True, metavar="FILE", help="the CSV file")
     parser.add_argument("--drop_cancellations", action="store_true", help="leave out cancelled invoices")
     parser.add_argument("--timestamp_format", metavar="FORMAT",
-                        help="such as '%%d.%%m.%%Y %%H:%%M' (default: the form that fits)")  # fmt: skip
+                        help="such as '%%d.%%m.%%Y %%H:%%M' (default: derived from the values)")  # fmt: skip
     add_processing_options(parser)
     return parser
 
 
-def main(argv):
-    """The command; see the top of the file."""
+def main(argv: list[str]) -> None:
+    """Run the command. It is described at the top of the file."""
     process_or(_parser().parse_args(argv))
 
 

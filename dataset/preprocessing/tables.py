@@ -1,6 +1,6 @@
-"""Raw tables, read as they stream by: CSV and its kin, JSON lines, Parquet; the first two plain or gzipped.
+"""Reading raw tables part by part: CSV and TSV, JSON lines (all plain or gzipped), Parquet.
 
-Every value comes as a string, null where there is none. Rows that cannot be read are counted, not guessed at.
+Every value becomes a string, or null if it is empty. Malformed rows are counted and left out.
 """
 
 import ast
@@ -17,101 +17,127 @@ import json
 import os
 import re
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 import polars as pl
 
 from common.errors import UserError, did_you_mean
 
-MAX_MALFORMED = 0.01  # of the rows of a file; more stop the run
-_SHOWN = 3  # malformed rows that a message shows
-_BLOCK = 1 << 25  # bytes of text parsed at a time
-_LINES = 1 << 14  # JSON lines parsed at a time
-_ROWS = 1 << 18  # Parquet rows read at a time
-_LONGEST_LINE = 1 << 26
-_LONGEST_ROW = 1 << 16  # lines that one row may span; beyond that a quote is taken for a stray one
+MAX_MALFORMED = 0.01  # the largest share of malformed rows in a file that is accepted by default
+_EXAMPLES = 3  # malformed rows that a message shows
+_BLOCK = 1 << 25  # bytes of text parsed at once
+_LINES = 1 << 14  # JSON lines parsed at once
+_ROWS = 1 << 18  # Parquet rows read at once
+_LONGEST_LINE = 1 << 26  # bytes
+_LONGEST_ROW = 1 << 16  # lines that a quoted row may span. If no quote closes it before, its quote is a stray one
 _SEPARATORS = (",", "\t", ";", "|")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_BLANKS = b" \t" + codecs.BOM_UTF8  # that may stand before an object
-_SURROGATE = re.compile(rb"\\u[dD]|\xed")  # where a line of JSON may hold half a letter, which is no text
+_BLANKS = b" \t" + codecs.BOM_UTF8  # may precede a JSON object
+_SURROGATE = re.compile(rb"\\u[dD]|\xed")  # in lines of JSON that may hold half of a surrogate pair, which is no text
 
 
-class Malformed:
-    """The rows of one file that cannot be read: how many, and what the first ones look like.
+class MalformedRows:
+    """Counts the malformed rows of a file and keeps the first ones for messages.
 
     Args:
-        path (str): the file.
-        limit (float): the largest share of its rows that may be malformed.
+        path: the file.
+        limit: the largest share of its rows that may be malformed.
+
+    Attributes:
+        count: the number of malformed rows.
+        rows: the number of rows that were read.
+        examples: descriptions of the first malformed rows.
     """
 
-    def __init__(self, path, limit=MAX_MALFORMED):
+    def __init__(self, path: str, limit: float = MAX_MALFORMED):
         if not 0 <= limit <= 1:
             raise UserError(f"--max_malformed {limit}: expected a share from 0 to 1")
-        self.path, self.limit, self.count, self.rows, self.first = path, limit, 0, 0, []
+        self.path, self.limit = path, limit
+        self.count, self.rows = 0, 0
+        self.examples: list[str] = []
 
-    def add(self, line, found):
-        """Count one malformed row: its line (or row) number, and what was found there."""
+    def add(self, line: int, content: str) -> None:
+        """Count a malformed row, given its line (in Parquet: row) number and its content."""
         self.count += 1
-        if len(self.first) < _SHOWN:
-            found = found if len(found) <= 80 else f"{found[:80]}..."
-            self.first.append(f"line {line}: {found!r}")
+        if len(self.examples) < _EXAMPLES:
+            content = content if len(content) <= 80 else f"{content[:80]}..."
+            self.examples.append(f"line {line}: {content!r}")
 
-    def check(self, expected):
-        """Stop if there were too many.
+    def check(self, expected: str) -> None:
+        """Raise an error if there are too many malformed rows.
 
         Args:
-            expected (str): what a row should hold, for the message.
+            expected: what a row should hold, for the error message.
 
         Raises:
             UserError: more than `limit` of the rows are malformed.
         """
         total = self.rows + self.count
         if self.count > self.limit * total:
-            advice = "mend them"
+            advice = "correct them"
             if self.rows:
                 advice += f", or leave them out with --max_malformed {self.count / total + 0.005:.2f}"
             raise UserError(
-                f"{self.path}: {self.count:,} of {total:,} rows are malformed, {'; '.join(self.first)}; expected "
+                f"{self.path}: {self.count:,} of {total:,} rows are malformed, {'; '.join(self.examples)}; expected "
                 f"{expected}; {advice}"
             )
 
 
 @dataclasses.dataclass
 class _Chunk:
-    """Some rows: their values as strings, and their line numbers where those are known."""
+    """Some rows of a table.
+
+    Attributes:
+        frame: the values, as strings.
+        lines: the line number of each row. Empty if `reread` is given.
+        contents: each row as it is in the file, for messages. Empty: its values are shown.
+        malformed: (line, content) of the rows that are not in `frame`.
+        reread: reads the same rows again, as a chunk with line numbers.
+    """
 
     frame: pl.DataFrame
-    lines: list = None
-    found: list = None  # what each row looks like in the file, for messages; by default its values
-    broken: list = ()  # (line, what was found there) of rows that are not in the frame
-    exactly: object = None  # () -> the same rows as a chunk with line numbers
+    lines: Sequence[int] = ()
+    contents: Sequence[str] = ()
+    malformed: Sequence[tuple[int, str]] = ()
+    reread: "Callable[[], _Chunk] | None" = None
 
     @classmethod
-    def of(cls, columns, rows, lines, **named):
-        """A chunk of rows of values and their line numbers."""
-        return cls(pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row"), lines, **named)
+    def from_rows(cls, columns: Iterable[str], rows: list, lines: list[int], **attributes) -> "_Chunk":
+        return cls(pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row"), lines, **attributes)
 
 
-def read_table(path, columns, parse, malformed, *, header=None, separator=None, quoted=True, encoding="utf-8",
-               literals=False):  # fmt: skip
-    """Read a table in parts. A row is malformed where one of the parsed columns is null.
+def read_table(
+    path: str,
+    columns: Sequence[str],
+    parse: Sequence[pl.Expr],
+    malformed: MalformedRows,
+    *,
+    header: Sequence[str] | None = None,
+    separator: str | None = None,
+    quoted: bool = True,
+    encoding: str = "utf-8",
+    literals: bool = False,
+) -> Iterator[pl.DataFrame]:
+    """Read a table in parts. A row in which a parsed column is null is malformed.
 
-    The kind of the file follows from its name: `.jsonl` `.json` `.ndjson`, `.parquet`, anything else is CSV.
+    The kind of the file follows from its name: `.jsonl`, `.json` or `.ndjson`, `.parquet`, anything else is CSV.
 
     Args:
-        path (str): the file; gzip is recognised by its content.
-        columns (list of str): the columns to read. Ones that the file lacks are an error in CSV and Parquet, and null
-            in JSON lines.
-        parse (list of polars.Expr): what to make of the columns, which are strings.
-        malformed (Malformed): counts the rows that are left out.
-        header (list of str, optional): CSV: the names of all columns of a file whose first line is data already.
-        separator (str, optional): CSV; by default the one that occurs most often in the first line.
-        quoted (bool): CSV: fields may stand in double quotes.
-        encoding (str): of the text.
-        literals (bool): JSON lines: also take Python literals, as in Amazon's files of 2014. None of it is run.
+        path: the file. gzip is recognised by its content.
+        columns: the columns to read. If the file lacks one, this is an error in CSV and Parquet, and in JSON lines its
+            values are null.
+        parse: expressions of the columns, which are strings.
+        malformed: counts the rows that are left out.
+        header: CSV: the names of all columns, for a file whose first line is already data.
+        separator: CSV: by default the one that occurs most often in the first line.
+        quoted: CSV: fields may be enclosed in double quotes.
+        encoding: of the text.
+        literals: JSON lines: also accept Python literals, as in Amazon's files of 2014. They are never executed.
 
     Yields:
-        polars.DataFrame: the results of `parse`, in file order.
+        The results of `parse`, in file order.
 
     Raises:
         UserError: the file is missing, damaged or binary, or lacks a column.
@@ -127,33 +153,35 @@ def read_table(path, columns, parse, malformed, *, header=None, separator=None, 
         chunks = _csv_chunks(path, columns, header, separator, quoted, encoding)
     for chunk in chunks:
         parsed = chunk.frame.select(parse)
-        if sum(parsed.null_count().row(0)) and chunk.exactly:
-            chunk = chunk.exactly()
+        if sum(parsed.null_count().row(0)) and chunk.reread:
+            chunk = chunk.reread()
             parsed = chunk.frame.select(parse)
-        broken = list(chunk.broken)
+        left_out = list(chunk.malformed)
         if sum(parsed.null_count().row(0)):
-            whole = parsed.select(pl.all_horizontal(pl.all().is_not_null())).to_series()
-            for row in (~whole).arg_true():
-                found = chunk.found[row] if chunk.found else str(chunk.frame.row(row))
-                broken.append((chunk.lines[row], found))
-            parsed = parsed.filter(whole)
-        for line, found in sorted(broken):
-            malformed.add(line, found)
+            is_complete = parsed.select(pl.all_horizontal(pl.all().is_not_null())).to_series()
+            for row in (~is_complete).arg_true():
+                content = chunk.contents[row] if chunk.contents else str(chunk.frame.row(row))
+                left_out.append((chunk.lines[row], content))
+            parsed = parsed.filter(is_complete)
+        for line, content in sorted(left_out):
+            malformed.add(line, content)
         malformed.rows += len(parsed)
         yield parsed
 
 
-def table_kind(path):
-    """`json`, `parquet` or `csv`, by the name of a file."""
+def table_kind(path: str) -> str:
+    """`json`, `parquet` or `csv`, from the name of a file."""
     ending = os.path.splitext(path.lower().removesuffix(".gz"))[1]
     return {".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet"}.get(ending, "csv")
 
 
-def check_columns(path, columns, separator=None, encoding="utf-8"):
-    """Find out before the work whether a table has the columns asked for.
+def check_columns(
+    path: str, columns: Sequence[str], separator: str | None = None, encoding: str = "utf-8"
+) -> list[str]:
+    """Check before a long computation that a table has the given columns.
 
     Returns:
-        list of str: all its columns (JSON lines: of its first objects).
+        All its columns. In JSON lines those of the first objects.
 
     Raises:
         UserError: the file is missing, empty or binary, or lacks a column.
@@ -166,29 +194,29 @@ def check_columns(path, columns, separator=None, encoding="utf-8"):
     else:
         names = _text_columns(path, kind, separator, encoding)
     for column in columns:
-        _place(column, names, path)
+        _column_index(column, names, path)
     return names
 
 
-def _text_columns(path, kind, separator, encoding):
-    with _undamaged(path), _open_text(path, encoding) as file:
+def _text_columns(path: str, kind: str, separator: str | None, encoding: str) -> list[str]:
+    with _gzip_errors(path), _open_text(path, encoding) as file:
         if kind == "csv":
             return _split_header(file, path, separator)[0]
-        names = {}
+        names: dict[str, None] = {}
         for line in itertools.islice(_lines(file), 1000):
             _check_is_text(line, path)
-            names |= dict.fromkeys(_object(line, True) or ())
+            names |= dict.fromkeys(_parse_object(line, True) or ())
     if not names:
-        raise UserError(f"{path}: holds no JSON object in its first lines; expected one a line")
+        raise UserError(f"{path}: holds no JSON object in its first lines; expected one object per line")
     return list(names)
 
 
-def guess_encoding(path):
-    """The encoding of a text file: by its first bytes, else UTF-8 if all of it is that, else latin-1."""
+def guess_encoding(path: str) -> str:
+    """The encoding of a text file: `utf-16` by its first bytes, else `utf-8` if all of it is valid, else `latin-1`."""
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file")
     decoder = codecs.getincrementaldecoder("utf-8")()
-    with _undamaged(path), _open_bytes(path) as file:
+    with _gzip_errors(path), _open_bytes(path) as file:
         block = file.read(_BLOCK)
         if block.startswith(_UTF_16):
             return "utf-16"
@@ -202,12 +230,12 @@ def guess_encoding(path):
     return "utf-8"
 
 
-def as_text(value):
-    """Any value of a JSON object as one string: lists, nested or not, joined by blanks; None stays None."""
+def as_text(value: Any) -> str | None:
+    """A value of a JSON object as one string. The elements of lists are joined by blanks. None stays None."""
     if value is None or isinstance(value, str):
         return value
     if value != value:
-        return None  # not a number: how some tools write an empty field
+        return None  # NaN: some tools write empty fields so
     if isinstance(value, list | tuple):
         return " ".join(part for part in map(as_text, value) if part is not None)
     if isinstance(value, dict):
@@ -217,35 +245,35 @@ def as_text(value):
     return str(value)
 
 
-# --- opening
+# -- opening ----------------------------------------------------------------------------------------------------------
 
 
-def _open_bytes(path):
+def _open_bytes(path: str) -> BinaryIO:
     try:
         with open(path, "rb") as file:
             gzipped = file.read(2) == b"\x1f\x8b"
     except OSError as failure:
         raise UserError(f"{path}: cannot be read ({failure.strerror})") from None
     if path.lower().endswith(".gz") and not gzipped:
-        raise UserError(f"{path}: is no gzip file, in spite of its name; download it again")
-    return gzip.open(path, "rb") if gzipped else open(path, "rb")
+        raise UserError(f"{path}: has the name of a gzip file but is not one; download it again, or rename it")
+    return gzip.open(path, "rb") if gzipped else open(path, "rb")  # type: ignore[return-value]  # typed as GzipFile
 
 
-def _open_text(path, encoding):
-    """The bytes of a file in UTF-8 (invalid ones stay as they are), to be read in blocks and by lines."""
+def _open_text(path: str, encoding: str) -> "BinaryIO | _Utf8Reader":
+    """Open a file whose bytes read as UTF-8. Invalid bytes of UTF-8 files stay as they are."""
     try:
-        "".encode(encoding)  # refuses what is no encoding of text, too
-        same = codecs.lookup(encoding).name in ("utf-8", "ascii")
+        "".encode(encoding)  # also refuses codecs that are no text encodings
+        is_utf8 = codecs.lookup(encoding).name in ("utf-8", "ascii")
     except (LookupError, UnicodeError):
         raise UserError(f"--encoding {encoding}: no such encoding; expected utf-8, latin-1, utf-16, ...") from None
     file = _open_bytes(path)
-    return file if same else _Recoded(file, encoding)
+    return file if is_utf8 else _Utf8Reader(file, encoding)
 
 
-class _Recoded:
-    """A text file in another encoding that reads like a binary one in UTF-8."""
+class _Utf8Reader:
+    """Reads a text file of another encoding as the bytes of a UTF-8 file."""
 
-    def __init__(self, file, encoding):
+    def __init__(self, file: BinaryIO, encoding: str):
         self._text = io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="\n")
 
     def __enter__(self):
@@ -254,71 +282,91 @@ class _Recoded:
     def __exit__(self, *_):
         self._text.close()
 
-    def read(self, size):
+    def read(self, size: int) -> bytes:
         return self._text.read(size).encode("utf-8", "replace")
 
-    def readline(self, size=-1):
+    def readline(self, size: int = -1) -> bytes:
         return self._text.readline(size).encode("utf-8", "replace")
 
 
-def _lines(file):
+def _lines(file) -> Iterator[bytes]:
     return iter(functools.partial(file.readline, _LONGEST_LINE), b"")
 
 
-def _check_is_text(block, path):
+def _check_is_text(block: bytes, path: str) -> None:
     if b"\0" in block:
-        kind = "text in UTF-16, without --encoding utf-16" if block.startswith(_UTF_16) else "a binary file"
-        raise UserError(f"{path}: is {kind}; expected text: CSV, TSV or JSON lines, plain or gzipped")
+        if block.startswith(_UTF_16):
+            raise UserError(f"{path}: is text in UTF-16, expected UTF-8; set --encoding utf-16")
+        raise UserError(f"{path}: is a binary file; expected text: CSV, TSV or JSON lines, plain or gzipped")
 
 
 @contextlib.contextmanager
-def _undamaged(path):
-    """Within this, a compressed file that breaks off is a `UserError`."""
+def _gzip_errors(path: str) -> Iterator[None]:
+    """Turn the errors of reading a damaged gzip file into a `UserError`."""
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as failure:
         raise UserError(f"{path}: the gzip file is damaged ({failure}); download it again") from None
 
 
-# --- CSV
+# -- CSV --------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
 class _Layout:
-    """How the rows of a CSV file are built: how many fields, the places of the columns wanted, separator, quotes."""
+    """The layout of the rows of a CSV file.
+
+    Attributes:
+        fields: the number of fields of a row.
+        columns: name -> index of the columns to read.
+        separator: between the fields.
+        quoted: whether fields may be enclosed in double quotes.
+    """
 
     fields: int
-    columns: dict  # name: place
+    columns: dict[str, int]
     separator: str
     quoted: bool
 
     @property
-    def first(self):
-        """An empty row with one field more than the others: Polars counts the fields of the first row it is given."""
+    def first_row(self) -> bytes:
+        """An empty row with one field more than the others.
+
+        Polars takes the number of fields from the first row. With this one, it also reads rows that are too long.
+        """
         return f"{self.separator * self.fields}\n".encode()
 
 
-def _csv_chunks(path, columns, header, separator, quoted, encoding):
-    with _undamaged(path), _open_text(path, encoding) as file:
-        names, line = header, 1
+def _csv_chunks(
+    path: str,
+    columns: Sequence[str],
+    header: Sequence[str] | None,
+    separator: str | None,
+    quoted: bool,
+    encoding: str,
+) -> Iterator[_Chunk]:
+    with _gzip_errors(path), _open_text(path, encoding) as file:
         if header is None:
-            names, separator, line = *_split_header(file, path, separator), 2
-        layout = _Layout(len(names), {name: _place(name, names, path) for name in columns}, separator or ",", quoted)
-        left = b"" if header is None else file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
-        while len(block := _whole_rows(file, left, layout)) > len(layout.first):
+            names, separator = _split_header(file, path, separator)
+            line, unread = 2, b""
+        else:
+            names, separator = list(header), separator or ","
+            line, unread = 1, file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
+        layout = _Layout(len(names), {name: _column_index(name, names, path) for name in columns}, separator, quoted)
+        while len(block := _read_whole_rows(file, unread, layout)) > len(layout.first_row):
             _check_is_text(block, path)
-            frame = _by_polars(block, layout)
+            frame = _parse_with_polars(block, layout)
             if frame is None:
-                rows = _Rows(_lines(file), block, line, layout)
-                yield rows.chunk()
-                line, left = rows.line, rows.left()
+                reader = _RowReader(_lines(file), block, line, layout)
+                yield reader.chunk()
+                line, unread = reader.line, reader.unread()
             else:
-                yield _Chunk(frame, exactly=_Rows(iter(()), block, line, layout).chunk)
-                line, left = line + block.count(b"\n") - 1, b""
+                yield _Chunk(frame, reread=_RowReader(iter(()), block, line, layout).chunk)
+                line, unread = line + block.count(b"\n") - 1, b""
 
 
-def _split_header(file, path, separator):
-    """The names in the first line, and the separator, guessed where it was not given."""
+def _split_header(file, path: str, separator: str | None) -> tuple[list[str], str]:
+    """The column names in the first line, and the separator, guessed if it is not given."""
     first = file.readline(_LONGEST_LINE)
     _check_is_text(first, path)
     text = first.decode("utf-8", "replace").lstrip("\ufeff").rstrip("\r\n")
@@ -328,20 +376,24 @@ def _split_header(file, path, separator):
     try:
         names = next(csv.reader([text], delimiter=separator))
     except csv.Error:
-        raise UserError(f"{path}: is no table of lines; expected each row on a line that ends in a line feed") from None
+        raise UserError(f"{path}: cannot be split into lines; expected each row to end in a line feed") from None
     return [name.strip() for name in names], separator
 
 
-def _place(column, names, path):
+def _column_index(column: str, names: Sequence[str], path: str) -> int:
     if column in names:
         return names.index(column)
     near = did_you_mean(column, names)
-    raise UserError(f"{path}: has no column {column}; found {', '.join(names)[:200]}{near}; name the right one")
+    raise UserError(f"{path}: has no column {column}; found {', '.join(names)[:200]}{near}; name one of these columns")
 
 
-def _whole_rows(file, left, layout):
-    """`layout.first`, what is left of an earlier block, and more, to a line end where every quote is closed."""
-    parts = [layout.first, left, file.read(max(_BLOCK - len(left), 1)), file.readline(_LONGEST_LINE)]
+def _read_whole_rows(file, unread: bytes, layout: _Layout) -> bytes:
+    """Read the next block, up to a line end at which every quote is closed. It starts with `layout.first_row`.
+
+    Args:
+        unread: the lines of the previous block that belong to this one.
+    """
+    parts = [layout.first_row, unread, file.read(max(_BLOCK - len(unread), 1)), file.readline(_LONGEST_LINE)]
     if layout.quoted and sum(part.count(b'"') for part in parts) % 2:
         for line in itertools.islice(_lines(file), _LONGEST_ROW):
             parts.append(line)
@@ -351,8 +403,8 @@ def _whole_rows(file, left, layout):
     return b"".join(parts if last.endswith(b"\n") else [*parts, b"\n"])
 
 
-def _by_polars(block, layout):
-    """A block as a frame; None where Polars would not read what `_Rows` reads: a row is broken, or a quote stray."""
+def _parse_with_polars(block: bytes, layout: _Layout) -> pl.DataFrame | None:
+    """Parse a block. None if a row is malformed or a quote is stray, where Polars and `_RowReader` differ."""
     bare_returns = b"\r" in block and block.count(b"\r") != block.count(b"\r\n")
     if bare_returns or layout.quoted and not _quotes_in_order(block, layout.separator):
         return None
@@ -360,7 +412,7 @@ def _by_polars(block, layout):
         frame = pl.read_csv(
             block,
             has_header=False,
-            schema={str(place): pl.String for place in range(layout.fields + 1)},
+            schema={str(index): pl.String for index in range(layout.fields + 1)},
             columns=sorted({*layout.columns.values(), layout.fields}),
             separator=layout.separator,
             quote_char='"' if layout.quoted else None,
@@ -369,136 +421,147 @@ def _by_polars(block, layout):
         return None
     if (frame[str(layout.fields)].fill_null("") != "").any():
         return None  # rows that are too long
-    values = (pl.col(str(place)).alias(name) for name, place in layout.columns.items())
+    values = (pl.col(str(index)).alias(name) for name, index in layout.columns.items())
     return frame.slice(1).select(pl.when(value != "").then(value) for value in values)
 
 
-def _quotes_in_order(block, separator):
-    """Whether all quotes stand around whole fields, or in pairs within such quotes."""
+def _quotes_in_order(block: bytes, separator: str) -> bool:
+    """Whether all quotes enclose whole fields, or are doubled within such quotes."""
     if b'"' not in block:
         return True
     letters = np.frombuffer(block, np.uint8)
     quotes = np.flatnonzero(letters == ord('"'))
-    before, after = letters[quotes[::2] - 1], letters[quotes[1::2] + 1]  # opening ones, closing ones
+    before, after = letters[quotes[::2] - 1], letters[quotes[1::2] + 1]  # of the opening, of the closing quotes
     beside = np.frombuffer(f'\r\n"{separator}'.encode(), np.uint8)
-    return len(quotes) % 2 == 0 and np.isin(before, beside).all() and np.isin(after, beside).all()
+    return len(quotes) % 2 == 0 and bool(np.isin(before, beside).all() and np.isin(after, beside).all())
 
 
-class _Rows:
-    """The rows of a block of CSV one by one, with line numbers, as the csv module reads them.
+class _RowReader:
+    """Reads a block of CSV row by row with the csv module, and knows the line numbers.
 
-    Where the quotes of a row are broken, its first line is read by itself, the quotes in it as letters, and all goes on
-    with the second line: a stray quote spoils no other row, and it is all one where the blocks begin and end.
+    If the quotes of a row are unbalanced, its first line becomes a row of its own, in which quotes are ordinary
+    characters, and reading continues with the second line. So a stray quote affects no other row, and the result does
+    not depend on where the blocks begin and end.
 
     Args:
-        lines (iterator of bytes): what follows the block.
-        block (bytes): `layout.first`, and the lines to read.
-        line (int): the number of the first line to read.
-        layout (_Layout)
+        lines: the lines after the block.
+        block: `layout.first_row`, then the lines to read.
+        line: the number of the first line to read.
+        layout: of the rows.
+
+    Attributes:
+        line: the number of the next line to read.
     """
 
-    def __init__(self, lines, block, line, layout):
+    def __init__(self, lines: Iterator[bytes], block: bytes, line: int, layout: _Layout):
         self._lines, self._block, self.line, self._layout = lines, block, line, layout
-        self._again, self._row = collections.deque(), []  # lines to read again, lines of the row so far
+        self._pushed_back: collections.deque[bytes] = collections.deque()  # lines to read again
+        self._row: list[bytes] = []  # the lines of the current row so far
 
-    def chunk(self):
-        """The rows as a `_Chunk`. Those with too many fields, or bytes that are no text, are broken."""
-        places, rows, lines, texts, broken = self._layout.columns.values(), [], [], [], []
-        for line, row in self._numbered():
-            found = self._layout.separator.join(row)
-            if _is_no_text(found):
-                broken.append((line, f"not UTF-8: {found.encode('utf-8', 'replace').decode()}"))
+    def chunk(self) -> _Chunk:
+        """The rows as a `_Chunk`. Rows with too many fields or with invalid UTF-8 are malformed."""
+        rows, lines, contents, malformed = [], [], [], []
+        for line, row in self._numbered_rows():
+            content = self._layout.separator.join(row)
+            if not _is_valid_text(content):
+                malformed.append((line, f"not UTF-8: {content.encode('utf-8', 'replace').decode()}"))
             elif any(row[self._layout.fields : self._layout.fields + 1]):
-                broken.append((line, found))
-            elif row:  # no blank line
-                rows.append([row[place] or None if place < len(row) else None for place in places])
+                malformed.append((line, content))
+            elif row:  # not a blank line
+                indices = self._layout.columns.values()
+                rows.append([row[index] or None if index < len(row) else None for index in indices])
                 lines.append(line)
-                texts.append(found)
-        return _Chunk.of(self._layout.columns, rows, lines, found=texts, broken=broken)
+                contents.append(content)
+        return _Chunk.from_rows(self._layout.columns, rows, lines, contents=contents, malformed=malformed)
 
-    def left(self):
-        """The lines after the block that were looked at and belong to no row of it, as bytes."""
-        return b"".join(self._again)
+    def unread(self) -> bytes:
+        """The lines behind the block that were read but belong to no row of it."""
+        return b"".join(self._pushed_back)
 
-    def _numbered(self):
-        """The rows that begin in the block: (line number, fields)."""
+    def _numbered_rows(self) -> Iterator[tuple[int, list[str]]]:
+        """The rows that begin in the block: line number and fields."""
         block = io.BytesIO(self._block)
-        size = len(self._block) - block.seek(len(self._layout.first))
+        size = len(self._block) - block.seek(len(self._layout.first_row))
         self._lines = itertools.chain(block, self._lines)
-        quoting = csv.QUOTE_MINIMAL if self._layout.quoted else csv.QUOTE_NONE
-        csv.field_size_limit(_LONGEST_LINE)  # Polars has no limit, and both are to read the same
-        reader = csv.reader(self, delimiter=self._layout.separator, quoting=quoting, strict=True)
+        csv.field_size_limit(_LONGEST_LINE)  # Polars has no limit, and both must read the same
+        reader = csv.reader(
+            self,
+            delimiter=self._layout.separator,
+            quoting=csv.QUOTE_MINIMAL if self._layout.quoted else csv.QUOTE_NONE,
+            strict=True,
+        )
         while size > 0:
             self._row = []
             try:
                 row = next(reader)
             except csv.Error:
-                self._again.extendleft(reversed(self._row[1:]))
+                self._pushed_back.extendleft(reversed(self._row[1:]))
                 del self._row[1:]
-                row = _decoded(self._row[0]).rstrip("\r\n").split(self._layout.separator)
+                row = _decode(self._row[0]).rstrip("\r\n").split(self._layout.separator)
             yield self.line, row
             self.line += len(self._row)
             size -= sum(map(len, self._row))
 
-    def __iter__(self):
+    def __iter__(self) -> "_RowReader":
         return self
 
-    def __next__(self):
+    def __next__(self) -> str:
         """The next line, for the csv module."""
         if len(self._row) == _LONGEST_ROW:
             raise csv.Error
-        self._row.append(self._again.popleft() if self._again else next(self._lines))
-        return _decoded(self._row[-1])
+        self._row.append(self._pushed_back.popleft() if self._pushed_back else next(self._lines))
+        return _decode(self._row[-1])
 
 
-def _decoded(line):
+def _decode(line: bytes) -> str:
     return line.decode("utf-8", "surrogateescape")
 
 
-def _is_no_text(text):
+def _is_valid_text(text: str) -> bool:
+    """Whether a string can be encoded, which one with half a surrogate pair cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return True
-    return False
+        return False
+    return True
 
 
-# --- JSON lines
+# -- JSON lines -------------------------------------------------------------------------------------------------------
 
 
-def _json_chunks(path, columns, encoding, literals):
-    with _undamaged(path), _open_text(path, encoding) as file:
+def _json_chunks(path: str, columns: Sequence[str], encoding: str, literals: bool) -> Iterator[_Chunk]:
+    with _gzip_errors(path), _open_text(path, encoding) as file:
         numbered = enumerate(_lines(file), start=1)
         while block := list(itertools.islice(numbered, _LINES)):
-            rows, lines, broken = [], [], []
+            rows, lines, malformed = [], [], []
             for number, line in block:
                 if line.isspace():
                     continue
                 _check_is_text(line, path)
-                values = _values(line, columns, literals)
+                values = _parse_values(line, columns, literals)
                 if values is None:
-                    broken.append((number, line[:200].decode("utf-8", "replace").strip()))
+                    malformed.append((number, line[:200].decode("utf-8", "replace").strip()))
                 else:
                     rows.append(values)
                     lines.append(number)
-            yield _Chunk.of(columns, rows, lines, broken=broken)
+            yield _Chunk.from_rows(columns, rows, lines, malformed=malformed)
 
 
-def _values(line, columns, literals):
-    """Some values of the object of one line as strings; None where there is no object, or what it holds is no text."""
-    found = _object(line, literals)
+def _parse_values(line: bytes, columns: Sequence[str], literals: bool) -> list[str | None] | None:
+    """The values of a line's object as strings. None if there is no object, or a value is no valid text."""
+    found = _parse_object(line, literals)
     if found is None:
         return None
     values = [as_text(found.get(column)) for column in columns]
-    if _SURROGATE.search(line) and any(_is_no_text(value or "") for value in values):
+    if _SURROGATE.search(line) and not all(_is_valid_text(value or "") for value in values):
         return None
     return values
 
 
-def _object(line, literals):
-    """The object of one line; None where there is none."""
+def _parse_object(line: bytes, literals: bool) -> dict | None:
+    """The object of a line. None if there is none."""
     if not line.lstrip(_BLANKS).startswith(b"{"):
-        return None  # such as a table in one list, a line of gigabytes that is better not parsed
+        return None  # for example a whole table as one list: a line of gigabytes must not be parsed
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
@@ -511,24 +574,24 @@ def _object(line, literals):
     return found if isinstance(found, dict) else None
 
 
-# --- Parquet
+# -- Parquet ----------------------------------------------------------------------------------------------------------
 
 
-def _scan(path):
-    return pl.scan_parquet(path, glob=False, hive_partitioning=False)  # a path is a name, whatever letters it holds
+def _scan(path: str) -> pl.LazyFrame:
+    return pl.scan_parquet(path, glob=False, hive_partitioning=False)  # no character of the path has a special meaning
 
 
-def _parquet_schema(path):
+def _parquet_schema(path: str) -> pl.Schema:
     try:
         return _scan(path).collect_schema()
     except (pl.exceptions.PolarsError, OSError) as failure:
         raise UserError(f"{path}: is no Parquet file ({str(failure).splitlines()[0]}); download it again") from None
 
 
-def _parquet_chunks(path, columns):
+def _parquet_chunks(path: str, columns: Sequence[str]) -> Iterator[_Chunk]:
     schema = _parquet_schema(path)
     for column in columns:
-        _place(column, schema.names(), path)
+        _column_index(column, schema.names(), path)
     table = _scan(path).select(_as_string(column, schema[column]) for column in columns)
     try:
         for start in itertools.count(0, _ROWS):
@@ -540,13 +603,13 @@ def _parquet_chunks(path, columns):
         raise UserError(f"{path}: the Parquet file cannot be read ({str(failure).splitlines()[0]})") from None
 
 
-def _as_string(column, kind):
-    """A column as strings: times as seconds since 1970, whole floats without their point, lists joined by blanks."""
+def _as_string(column: str, kind: pl.DataType) -> pl.Expr:
+    """A column as strings: dates as seconds since 1970, whole floats without decimals, lists joined by blanks."""
     values = pl.col(column)
     if kind == pl.Date or kind == pl.Datetime:
         return values.cast(pl.Datetime("us")).dt.timestamp("us").cast(pl.Float64).truediv(1e6).cast(pl.String)
     if kind.is_nested():
-        return values.map_batches(_joined_series, return_dtype=pl.String)
+        return values.map_batches(_join_lists, return_dtype=pl.String)
     if kind.is_float():
         whole = values.cast(pl.Int64, strict=False)
         return (
@@ -555,5 +618,5 @@ def _as_string(column, kind):
     return values.cast(pl.String, strict=False)
 
 
-def _joined_series(values):
+def _join_lists(values: pl.Series) -> pl.Series:
     return pl.Series(values.name, [as_text(value) for value in values.to_list()], dtype=pl.String)

@@ -1,9 +1,10 @@
-"""Several data sets to one mixture for pre-training, in the published layout.
+"""Combine several data sets into one mixture for pre-training, in the published layout.
 
     python dataset/preprocessing/to_pretrain_atomic_files.py --datasets Beauty,Toys,Sports --name BTS
 
-Ids become `DOMAIN-INDEX` (`1-17`: user or item 17 of the second data set). The feature files of the data sets are
-linked beside the mixture as `Toys.feat1Mean` and so on; run the command again when features have been made anew.
+Ids become `DOMAIN-INDEX`. For example, `1-17` is user or item 17 of the second data set. The mixture's folder gets
+links to the feature files of the data sets, such as `Toys.feat1Mean`. After encoding texts again, run this command
+again.
 """
 
 import argparse
@@ -12,34 +13,38 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, PROJECT)  # so that the script finds `common`, from whatever folder it is started
+sys.path.insert(0, PROJECT)  # so that the script finds `common` from any working folder
 
 import polars as pl  # noqa: E402
 
 from common.errors import UserError, did_you_mean, run_command  # noqa: E402
 from common.files import read_json, staged_folder, write_json  # noqa: E402
 from dataset.preprocessing.splits import INTER_HEADER, SPLITS, check_name, tab_separated  # noqa: E402
-from dataset.preprocessing.tables import Malformed, read_table  # noqa: E402
+from dataset.preprocessing.tables import MalformedRows, read_table  # noqa: E402
 
 
-def write_mixture(datasets, input_path, output_path, name=None):
+def write_mixture(
+    datasets: Sequence[str], input_path: str, output_path: str, name: str | None = None
+) -> dict[str, Any]:
     """Write the mixture of several data sets into OUTPUT_PATH/NAME, with links to their features.
 
     Args:
-        datasets (list of str): their names; the order gives the domain numbers 0, 1, 2, ...
-        input_path (str): the folder that holds the data sets' folders.
-        output_path (str): the folder in which the mixture's folder is made.
-        name (str, optional): of the mixture. Default: the first letters of the data sets, joined.
+        datasets: their names, in the order of the domain numbers.
+        input_path: the folder that holds the data sets' folders.
+        output_path: the folder in which the mixture's folder is created.
+        name: of the mixture. Default: the first letters of the data sets, joined.
 
     Returns:
-        dict: the mixture's description, also written as NAME.json: `name`; `domains`, what is known of each data set;
-        `rows` of each split; `features`, the names of the linked files.
+        The mixture's description, also written as NAME.json: `name`, `domains` (a dict for each data set), `rows` of
+        each split, `features` (the names of the links).
 
     Raises:
-        UserError: a data set or a file of it is missing, is named twice or cannot be read; or OUTPUT_PATH/NAME holds
-            something other than this mixture, which is left as it is.
+        UserError: a data set or one of its files is missing or malformed, a data set is named twice, or
+            OUTPUT_PATH/NAME holds something other than this mixture. It is then left as it is.
     """
     _check_names(datasets, input_path)
     name = name or "".join(dataset[0] for dataset in datasets)
@@ -58,18 +63,18 @@ def write_mixture(datasets, input_path, output_path, name=None):
     return description
 
 
-def _domain(dataset, input_path):
-    """What the mixture's description says of one of its data sets; `texts_sha256` lets features be matched with it."""
+def _domain(dataset: str, input_path: str) -> dict[str, Any]:
+    """The entry of the mixture's description about a data set. `texts_sha256` tells whether features belong to it."""
     path = os.path.join(input_path, dataset, f"{dataset}.json")
     described = read_json(path) if os.path.isfile(path) else {}
     known = ("users", "items", "interactions", "texts_sha256")
     return {"name": dataset} | {key: described[key] for key in known if key in described}
 
 
-def _check_names(datasets, input_path):
+def _check_names(datasets: Sequence[str], input_path: str) -> None:
     twice = sorted({dataset for dataset in datasets if datasets.count(dataset) > 1})
     if twice or not all(datasets):
-        raise UserError(f"--datasets {','.join(datasets)}: expected names, each once, separated by commas only")
+        raise UserError(f"--datasets {','.join(datasets)}: expected different names, separated by commas")
     for dataset in datasets:
         folder = os.path.join(input_path, dataset)
         if not os.path.isdir(folder):
@@ -81,30 +86,30 @@ def _check_names(datasets, input_path):
                 raise UserError(f"{path}: no such file; process the data set {dataset} again")
 
 
-def _refuse_other_mixture(stem, datasets):
-    """Two mixtures can have the same first letters, and a data set's own folder is no mixture at all."""
+def _refuse_other_mixture(stem: str, datasets: Sequence[str]) -> None:
+    """Raise an error if the folder holds another mixture, as the first letters may be equal, or a data set."""
     listing = f"{stem}.pt_datasets"
     if os.path.exists(listing):
         with open(listing, encoding="utf-8") as file:
             found = file.read().strip()
         if found != ",".join(datasets):
             raise UserError(
-                f"{listing}: found the mixture {found}, asked to write {','.join(datasets)}; "
+                f"{listing}: found the mixture {found}, expected {','.join(datasets)} or none; "
                 "choose another --name, or remove that folder"
             )
     elif glob.glob(f"{glob.escape(stem)}.*"):
-        raise UserError(f"{os.path.dirname(stem)}: holds something that is no mixture; choose another --name")
+        raise UserError(f"{os.path.dirname(stem)}: holds a data set that is no mixture; choose another --name")
 
 
-def _write_split(path, datasets, input_path, split):
-    """Write one `.inter` file of the mixture; returns its number of rows."""
+def _write_split(path: str, datasets: Sequence[str], input_path: str, split: str) -> int:
+    """Write a `.inter` file of the mixture. Returns its number of rows."""
     columns = INTER_HEADER.split("\t")
     rows = 0
     with open(path, "wb") as output:
         output.write(f"{INTER_HEADER}\n".encode())
         for domain, dataset in enumerate(datasets):
             source = os.path.join(input_path, dataset, f"{dataset}.{split}.inter")
-            malformed = Malformed(source, 0.0)
+            malformed = MalformedRows(source, 0.0)
             ids = [
                 (f"{domain}-" + pl.col(column).str.replace_all(" ", f" {domain}-", literal=True)).alias(column)
                 for column in columns
@@ -116,10 +121,10 @@ def _write_split(path, datasets, input_path, split):
     return rows
 
 
-def _link_features(datasets, input_path, folder, staging):
-    """Make links in `staging` to each data set's feature files and their descriptions; returns the names of the links.
+def _link_features(datasets: Sequence[str], input_path: str, folder: str, staging: str) -> list[str]:
+    """Create links in `staging` to the data sets' feature files and their descriptions. Returns their names.
 
-    They are relative to `folder`, where they will end up, so that the whole data folder can be moved.
+    The links are relative to `folder`, to which they are moved later, so the whole data folder can be moved.
     """
     linked = []
     for dataset in datasets:
@@ -129,32 +134,34 @@ def _link_features(datasets, input_path, folder, staging):
                 source = os.path.realpath(os.path.join(source_folder, file))
                 try:
                     os.symlink(os.path.relpath(source, os.path.realpath(folder)), os.path.join(staging, file))
-                except OSError:  # where links cannot be made
+                except OSError:  # the file system has no links
                     shutil.copyfile(source, os.path.join(staging, file))
                 linked.append(file)
     return linked
 
 
-def _parser():
-    parser = argparse.ArgumentParser(description="Several data sets to one mixture for pre-training.")
-    parser.add_argument("--datasets", required=True, metavar="A,B,C", help="names, in the order of the domains")
-    parser.add_argument("--name", help="of the mixture (default: the first letters, joined)")
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Combine several data sets into one mixture for pre-training.")
+    parser.add_argument("--datasets", required=True, metavar="A,B,C", help="the data sets, in the order of the domains")
+    parser.add_argument("--name", metavar="NAME",
+                        help="name of the mixture (default: the first letters of the data sets, joined)")  # fmt: skip
     parser.add_argument("--input_path", default=os.path.join(PROJECT, "dataset", "downstream"), metavar="DIR",
-                        help="default: dataset/downstream of the project")  # fmt: skip
+                        help="folder of the data sets (default: dataset/downstream)")  # fmt: skip
     parser.add_argument("--output_path", default=os.path.join(PROJECT, "dataset", "pretrain"), metavar="DIR",
-                        help="default: dataset/pretrain of the project")  # fmt: skip
+                        help="where the mixture's folder is created (default: dataset/pretrain)")  # fmt: skip
     return parser
 
 
-def main(argv):
-    """The command; see the top of the file."""
+def main(argv: list[str]) -> None:
+    """Run the command. It is described at the top of the file."""
     options = _parser().parse_args(argv)
     datasets = [name.strip() for name in options.datasets.split(",")]
     mixture = write_mixture(datasets, options.input_path, options.output_path, options.name)
     rows = ", ".join(f"{count:,} {split}" for split, count in mixture["rows"].items())
     print(f"{os.path.join(options.output_path, mixture['name'])}: {','.join(datasets)}: rows: {rows}")
-    without = [d for d in datasets if not any(file.startswith(f"{d}.feat1") for file in mixture["features"])]
-    print(f"  linked: {', '.join(mixture['features']) or 'nothing'}")
+    features = mixture["features"]
+    without = [name for name in datasets if not any(file.startswith(f"{name}.feat1") for file in features)]
+    print(f"  linked: {', '.join(features) or 'nothing'}")
     if without:
         print(f"note: no features of {', '.join(without)}; encode the texts, then run this command again",
               file=sys.stderr)  # fmt: skip

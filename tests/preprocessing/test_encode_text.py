@@ -284,7 +284,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(bert, tmp_path, monkeyp
     plain = encoder.encode_shards
     monkeypatch.setattr(encoder, "encode_shards", lambda *call: done.extend(call[2]) or plain(*call))
     main([*options, "--path", str(tmp_path / "killed")])
-    assert "going on: 2 of " in capsys.readouterr().err
+    assert "resuming: 2 of " in capsys.readouterr().err
     assert done == list(range(2, 2 + len(done))) and len(done) > 2, "only what was missing is encoded"
     main([*options, "--path", str(tmp_path / "undisturbed")])
     killed, undisturbed = (encoded(tmp_path / place / "A") for place in ("killed", "undisturbed"))

@@ -354,7 +354,7 @@ def shards(bert, monkeypatch, tmp_path):
 
 
 def vectors(made):
-    return np.concatenate(list(made.blocks(made._work.rows)))
+    return np.concatenate(list(made.blocks(made._tokenised.rows)))
 
 
 def test_shards_hold_what_encode_returns(shards, bert, monkeypatch, tmp_path):
@@ -363,7 +363,7 @@ def test_shards_hold_what_encode_returns(shards, bert, monkeypatch, tmp_path):
     assert made.missing() == [0, 1, 2, 3]
     made.encode_missing(False)
     assert made.missing() == []
-    assert [len(block) for block in made.blocks(made._work.rows)] == [4, 4, 4, 3], "a few rows at a time"
+    assert [len(block) for block in made.blocks(made._tokenised.rows)] == [4, 4, 4, 3], "a few rows at a time"
     assert np.array_equal(vectors(made), encode(TEXTS, bert, gpu_id=-1, progress=False))
     made.remove()
     assert not (tmp_path / ".shards").exists()
@@ -380,7 +380,7 @@ def test_only_missing_and_damaged_shards_are_made_again(shards, capsys, tmp_path
     encoded.clear()
     capsys.readouterr()
     again = make()
-    assert capsys.readouterr().err == "going on: 2 of 4 shards are there\n"
+    assert capsys.readouterr().err == "resuming: 2 of 4 shards are finished\n"
     again.encode_missing(False)
     assert encoded == [1, 3]
     assert np.array_equal(vectors(again), expected)
@@ -409,7 +409,7 @@ def test_shards_of_another_run_are_thrown_away(shards, bert, capsys, tmp_path):
     assert len(make().missing()) == 4
 
 
-def test_shards_that_vanish_are_a_mistake(shards):
+def test_shards_that_vanish_are_an_error(shards):
     made = shards[0]()
     made.encode_missing(False)
     os.unlink(os.path.join(made.folder, "002.f32"))

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import UserError
 from dataset.preprocessing import interactions as module
-from dataset.preprocessing.interactions import Interactions, k_core, walk, without_repeats
+from dataset.preprocessing.interactions import Interactions, k_core, order_interactions, without_repeats
 from tests.preprocessing.shops import interactions
 
 
@@ -64,7 +64,7 @@ def test_of_repeated_rows_the_first_stays(kind):
 
 
 def test_equal_checksums_are_not_taken_for_equal_rows(monkeypatch):
-    monkeypatch.setattr(module, "_scattered", lambda numbers: numbers * np.uint64(0))  # now only user and item count
+    monkeypatch.setattr(module, "_mix_bits", lambda numbers: numbers * np.uint64(0))  # now only user and item count
     rows = [("u", "a", 1), ("u", "a", 2), ("u", "a", 1)]
     assert plain(without_repeats(interactions(rows))) == rows[:2]
 
@@ -105,7 +105,7 @@ def test_walk_goes_user_by_user_through_time_and_through_the_file(kind, scale):
     histories = [sorted((row for row in rows if row[0] == user), key=lambda row: row[2]) for user in users]
     items = list(dict.fromkeys(row[1] for history in histories for row in history))
 
-    found = walk(interactions(rows, parts=5))
+    found = order_interactions(interactions(rows, parts=5))
     assert found.users.to_list() == users
     assert found.items.to_list() == items
     assert found.item.tolist() == [items.index(row[1]) for history in histories for row in history]
@@ -116,7 +116,7 @@ def test_walk_goes_user_by_user_through_time_and_through_the_file(kind, scale):
 def test_walk_of_a_part_knows_only_what_is_left():
     rows = [("gone", "x", 1), ("late", "b", 5), ("late", "a", 4), ("gone", "b", 2)]
     taken = interactions(rows)
-    found = walk(taken.take(np.array([1, 2])))
+    found = order_interactions(taken.take(np.array([1, 2])))
     assert (found.users.to_list(), found.items.to_list(), found.item.tolist()) == (["late"], ["a", "b"], [0, 1])
 
 

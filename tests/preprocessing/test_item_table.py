@@ -9,7 +9,7 @@ import pytest
 from common.errors import UserError
 from dataset.preprocessing import tables
 from dataset.preprocessing.item_table import text_reader
-from dataset.preprocessing.tables import Malformed
+from dataset.preprocessing.tables import MalformedRows
 
 ROWS = [
     {"id": "a", "title": "A", "brand": "X"},
@@ -26,7 +26,7 @@ FIELDS = [["title", "old"], ["brand"]]
 
 def read(path, items, wanted, limit=1.0, **options):
     """(Item -> text in the order found, number of malformed rows)."""
-    malformed = Malformed(str(path), limit)
+    malformed = MalformedRows(str(path), limit)
     reader = text_reader(str(path), ["id", "asin"], FIELDS, malformed, made, **options)
     found = reader(pl.Series(items, dtype=pl.String), pl.Series(wanted, dtype=pl.String))
     assert found.columns == ["item", "text"]
@@ -83,7 +83,7 @@ def test_texts_are_made_only_where_wanted_and_once(tmp_path, monkeypatch):
     path.write_text('{"id": "a", "title": "A"}\n{"id": "b", "title": "B"}\n' * 20)
     made_from = []
     items = pl.Series(["a", "b"])
-    text_reader(str(path), ["id"], [["title"]], Malformed(str(path)), made_from.append)(items, items.head(1))
+    text_reader(str(path), ["id"], [["title"]], MalformedRows(str(path)), made_from.append)(items, items.head(1))
     assert made_from == [["A"]]
 
 
@@ -95,7 +95,7 @@ def test_ids_can_be_read_in_ones_own_way(table):
 def test_what_cannot_be_read(tmp_path):
     path = tmp_path / "items.jsonl"
     for content, message in (
-        ("", "holds no item; expected id or asin and texts"),
+        ("", "holds no item; expected rows with id or asin and texts"),
         (
             '{"title": "x"}\n',
             "1 of 1 rows are malformed, line 1: \"(None, None, 'x', None, None)\"; expected an item id in id or asin",

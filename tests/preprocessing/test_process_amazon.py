@@ -132,7 +132,7 @@ def test_published_texts_are_repeated_letter_by_letter(tmp_path):
 
 def test_names_of_the_categories(tmp_path):
     assert len(FULL_NAMES) == len(set(FULL_NAMES.values())) == 29
-    with pytest.raises(UserError, match=r"no ratings and metadata of Toyz there; did you mean Toys\?; looked for"):
+    with pytest.raises(UserError, match=r"holds no ratings and metadata of Toyz; did you mean Toys\?; looked for"):
         find_files("Toyz", str(tmp_path))
     with pytest.raises(UserError, match=r"looked for Ratings/Toys_and_Games\.csv"):
         find_files("Toys", str(tmp_path))
@@ -171,11 +171,11 @@ def test_a_few_malformed_rows_are_shown_and_left_out(tmp_path, capsys):
         ("Ratings/Prime_Pantry.csv", lambda p: p.write_bytes(bytes(range(256))), "is a binary file"),
         ("Ratings/Prime_Pantry.csv", lambda p: p.write_text("zz,u,5.0,1\n" * 9), "none of the 9 interactions remains"),
         ("Metadata/meta_Prime_Pantry.json.gz", break_gzip, "the gzip file is damaged"),
-        ("Metadata/meta_Prime_Pantry.json.gz", lambda p: p.write_text("no gzip"), "is no gzip file"),
+        ("Metadata/meta_Prime_Pantry.json.gz", lambda p: p.write_text("no gzip"), "has the name of a gzip file but"),
         ("Metadata/meta_Prime_Pantry.json.gz", lambda p: p.write_bytes(gzip.compress(b"[1]\n{\n")), "2 of 2 rows"),
         ("Metadata/meta_Prime_Pantry.json.gz", lambda p: write_json_lines(p, [{"asin": x} for x in "abc"]),
          "3 of 3 items have no text: a, b, c; choose --missing_text"),
-        ("Metadata/meta_Prime_Pantry.json.gz", os.remove, "no ratings and metadata of Pantry there"),
+        ("Metadata/meta_Prime_Pantry.json.gz", os.remove, "holds no ratings and metadata of Pantry; looked for"),
     ],
 )  # fmt: skip
 def test_bad_files_are_one_line_with_exit_code_2(tmp_path, capsys, file, harm, message):

@@ -12,19 +12,19 @@ import pytest
 
 from common.errors import UserError
 from dataset.preprocessing import tables
-from dataset.preprocessing.tables import Malformed, check_columns, guess_encoding, read_table
+from dataset.preprocessing.tables import MalformedRows, check_columns, guess_encoding, read_table
 
 COLUMNS = ["user", "item", "when"]
 SIZES = (1, 50, 700, 1 << 25)  # of the parts of a file
 
 
 def read(path, columns=COLUMNS, limit=1.0, needed=None, **reading):
-    """(The rows of a table as tuples, what `Malformed` says of the others)."""
-    malformed = Malformed(str(path), limit)
+    """(The rows of a table as tuples, what `MalformedRows` says of the others)."""
+    malformed = MalformedRows(str(path), limit)
     parse = [pl.col(name) if name in (needed or columns) else pl.col(name).fill_null("") for name in columns]
     rows = [row for frame in read_table(str(path), columns, parse, malformed, **reading) for row in frame.rows()]
     assert malformed.rows == len(rows)
-    return rows, [malformed.count, *malformed.first]
+    return rows, [malformed.count, *malformed.examples]
 
 
 def whatever_the_parts(monkeypatch, path, *arguments, **reading):
@@ -119,11 +119,11 @@ def test_what_is_shown_of_malformed_rows(tmp_path):
     rows, malformed = read(path)
     assert rows == [("u", "i", "3")]
     assert malformed == [4, "line 2: 'u,i'", "line 3: 'not UTF-8: u,caf?,3'", "line 5: 'u,i,3,4'"]
-    broken = Malformed(str(path), 0.5)
+    broken = MalformedRows(str(path), 0.5)
     list(read_table(str(path), COLUMNS, [pl.col(COLUMNS)], broken))
     message = error_of(broken.check, "three columns")
     assert "4 of 5 rows" in message and "line 2" in message and "--max_malformed 0.8" in message
-    assert "from 0 to 1" in error_of(Malformed, "x", float("nan"))
+    assert "from 0 to 1" in error_of(MalformedRows, "x", float("nan"))
 
 
 def test_an_unclosed_quote_at_the_end_and_in_a_long_file(tmp_path, monkeypatch):
@@ -316,9 +316,9 @@ def binary():
         ("t.parquet", binary(), "no Parquet file"),
         ("t.parquet", b"", "no Parquet file"),
         ("t.parquet.gz", gzip.compress(b"x"), "no Parquet file"),
-        ("t.csv.gz", b"user,item,when\n", "no gzip file"),
-        ("t.CSV.GZ", b"user,item,when\n", "no gzip file"),
-        ("t.csv.gz", b"", "no gzip file"),
+        ("t.csv.gz", b"user,item,when\n", "has the name of a gzip file but is not one"),
+        ("t.CSV.GZ", b"user,item,when\n", "has the name of a gzip file but is not one"),
+        ("t.csv.gz", b"", "has the name of a gzip file but is not one"),
         ("t.csv.gz", gzip.compress(b""), "first line is empty"),
         ("t.csv.gz", gzip.compress(b"user,item,when\n1,2,3\n")[:12], "damaged"),
         ("t.jsonl.gz", gzip.compress(b'{"user": 1}\n')[:-3], "damaged"),

@@ -104,7 +104,7 @@ def test_days_that_may_be_months(tmp_path):
     values = ["01/02/2018", "03/04/2018"]
     message = error(tmp_path, values)
     assert "'01/02/2018'" in message and "%m/%d/%Y or as %d/%m/%Y" in message and "--timestamp_format" in message
-    assert read(tmp_path, values, ambiguous="%m/%d/%Y")[0] == microseconds(datetime.datetime(2018, 1, 2))
+    assert read(tmp_path, values, preferred_day="%m/%d/%Y")[0] == microseconds(datetime.datetime(2018, 1, 2))
     assert read(tmp_path, values, "%d/%m/%Y")[0] == microseconds(datetime.datetime(2018, 2, 1))
 
 

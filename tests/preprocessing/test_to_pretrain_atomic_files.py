@@ -93,7 +93,7 @@ def test_another_mixture_of_the_same_name_is_left_alone(downstream, tmp_path, ca
 def test_missing_and_repeated_data_sets(downstream, tmp_path):
     with pytest.raises(UserError, match="did you mean Toys"):
         write_mixture(["Sports", "Toyz"], downstream, str(tmp_path / "pretrain"))
-    with pytest.raises(UserError, match="each once"):
+    with pytest.raises(UserError, match="Sports,Sports: expected different names"):
         write_mixture(["Sports", "Sports"], downstream, str(tmp_path / "pretrain"))
     os.remove(os.path.join(downstream, "Toys", "Toys.valid.inter"))
     with pytest.raises(UserError, match=r"Toys\.valid\.inter: no such file"):
