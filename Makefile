@@ -20,8 +20,8 @@ demo: $(STAMP) ## run the whole model on a small example
 	$(RUN) demo.py $(ARGS)
 
 # Each process has one thread: the models of the tests are so small that threads would mostly wait for one another.
-# loadgroup: tests that share an expensive fixture run in one process (@pytest.mark.xdist_group).
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=2 --dist=loadgroup
+# loadfile: the tests of a file run in one process, so its fixtures are made once.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=2 --dist=loadfile
 
 test: $(DEV) ## run the tests in two processes
 	$(PYTEST) $(ARGS)

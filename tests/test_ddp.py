@@ -52,8 +52,7 @@ from engine.trainer import Trainer
 from tests.conftest import SMALL, small_config, write_mix, write_tiny
 from tests.small_data import write_downstream
 
-# one group: runs of several processes one after another, and `computed` once
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ddp")]
+pytestmark = pytest.mark.slow
 
 STILL = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "adaptor_dropout_prob": 0.0}
 AUGMENT = {"item_drop_ratio": 0.3, "item_drop_coefficient": 0.5}  # views that drop items and such that drop words
