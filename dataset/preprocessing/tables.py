@@ -81,9 +81,9 @@ class _Chunk:
     """Some rows: their values as strings, and their line numbers where those are known."""
 
     frame: pl.DataFrame
-    lines: list = None
-    found: list = None  # what each row looks like in the file, for messages; by default its values
-    broken: list = ()  # (line, what was found there) of rows that are not in the frame
+    lines: list | None = None
+    found: list | None = None  # what each row looks like in the file, for messages; by default its values
+    broken: list | tuple = ()  # (line, what was found there) of rows that are not in the frame
     exactly: object = None  # () -> the same rows as a chunk with line numbers
 
     @classmethod
@@ -302,7 +302,8 @@ def _csv_chunks(path, columns, header, separator, quoted, encoding):
     with _undamaged(path), _open_text(path, encoding) as file:
         names, line = header, 1
         if header is None:
-            names, separator, line = *_split_header(file, path, separator), 2
+            names, separator = _split_header(file, path, separator)
+            line = 2
         layout = _Layout(len(names), {name: _place(name, names, path) for name in columns}, separator or ",", quoted)
         left = b"" if header is None else file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
         while len(block := _whole_rows(file, left, layout)) > len(layout.first):
