@@ -25,7 +25,7 @@ import ddp_pretrain
 import finetune
 import pretrain
 import unisrec
-from baselines import LastText
+from baselines.untrained import LastText
 from common.errors import UserError
 from common.files import read_json
 from common.processes import (
