@@ -3,33 +3,44 @@ VENV ?= .venv
 ARGS ?=
 
 STAMP := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint clean
+.PHONY: help install demo test test-fast check bench clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo "  PYTHON=python3.12 chooses the interpreter, VENV=dir the environment, ARGS='...' goes to demo, test and bench"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "  PYTHON=python3.12 chooses the interpreter, VENV=dir the environment, ARGS='...' goes to demo, the tests and bench"
 
-install: $(STAMP) ## create the virtual environment and install what both requirement files pin
+install: $(STAMP) ## create the virtual environment and install the pinned requirements
 
 demo: $(STAMP) ## run the whole model on a small example
 	$(RUN) demo.py $(ARGS)
 
-# One thread: the models of the tests are so small that threads would mostly wait for one another.
-test: $(STAMP) ## run the tests
-	OMP_NUM_THREADS=1 $(RUN) -m pytest $(ARGS)
+# Each process has one thread: the models of the tests are so small that threads would mostly wait for one another.
+# loadfile: the tests of a file run in one process, so its fixtures are made once.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses=2 --dist=loadfile
+
+test: $(DEV) ## run the tests in two processes
+	$(PYTEST) $(ARGS)
+
+test-fast: $(DEV) ## run the tests that are not marked slow, in under a minute
+	$(PYTEST) -m "not slow" $(ARGS)
+
+check: $(DEV) ## check style, spelling, types and the links in Markdown
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m codespell_lib
+	$(RUN) -m mypy
+	$(RUN) -m tests.links
 
 bench: $(STAMP) ## compare the speed with the published way of computing, in under five minutes
 	$(RUN) benchmarks/speed.py --seconds 10 $(ARGS)
 
-lint: $(STAMP) ## check the code with ruff
-	$(RUN) -m ruff check .
-
-clean: ## remove caches of Python, pytest and ruff (never data, runs or the environment)
-	rm -rf .pytest_cache .ruff_cache
+clean: ## remove the caches of Python and of the tools (never data, runs or the environment)
+	rm -rf .pytest_cache .ruff_cache .mypy_cache
 	find . \( -path ./.git -o -path ./dataset -o -path ./saved -o -path './$(VENV)' \) -prune \
 		-o -type d -name __pycache__ -exec rm -rf {} +
 
@@ -47,4 +58,9 @@ $(STAMP): requirements.txt requirements-nodeps.txt
 		$(PYTHON) -m venv $$(test -f "$(VENV)/pyvenv.cfg" && echo --clear) "$(VENV)"
 	@$(PIP) --no-warn-conflicts -r requirements.txt
 	@$(PIP) --no-deps -r requirements-nodeps.txt
+	@touch $@
+
+# requirements.txt as constraints: no tool changes a version that the project pins.
+$(DEV): $(STAMP) requirements-dev.txt
+	@$(PIP) --no-warn-conflicts -r requirements-dev.txt -c requirements.txt
 	@touch $@

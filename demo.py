@@ -97,9 +97,9 @@ def run_all(data: str, checkpoint: str, options: dict[str, Any]) -> list[dict[st
     announce(f"4. Train and test on {TARGET} (full ranking of its films; the best epoch on valid is tested)")
     common = {"data_path": os.path.join(data, "downstream"), "checkpoint_dir": FOLDER, **FINETUNE, **options}
     rows = []
-    for model, name in BASELINES.items():
+    for registered, name in BASELINES.items():
         logging.getLogger().info("-- %s", name)
-        model = find_model(model)
+        model = find_model(registered)
         known = settle("baseline", {}, *yaml_files(model)).settings
         config = build_config(model, TARGET, "baseline", {key: common[key] for key in common.keys() & known.keys()})
         rows.append({"row": name, "compare_with": None, **run_baseline(config)})

@@ -140,6 +140,7 @@ def _load_file(path):
         sys.path.append(folder)  # last, so that modules beside the file are found and none of ours is replaced
     name = f"model_file_{stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -177,7 +178,9 @@ def _class_of(module, name, place):
 
 def recbole_file(name: str) -> str:
     """The path of a YAML file of RecBole's, relative to its folder `properties`; RecBole is not imported."""
-    return os.path.join(importlib.util.find_spec("recbole").submodule_search_locations[0], "properties", name)
+    spec = importlib.util.find_spec("recbole")
+    assert spec and spec.submodule_search_locations
+    return os.path.join(spec.submodule_search_locations[0], "properties", name)
 
 
 def yaml_files(model: type) -> tuple[list[str], list[str]]:

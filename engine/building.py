@@ -2,7 +2,7 @@
 
 import logging
 import random
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from engine.config import Config
 from engine.fast_parts import use_fast_parts
 
 logger = logging.getLogger(__name__)
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def set_seeds(seed: int, rank: int = 0) -> None:
@@ -52,7 +53,7 @@ def sequence_batches(config: Config, dataset: UniSRecDataset) -> SequenceBatches
     )
 
 
-def build_model(model_class: type[nn.Module], config: Config, dataset: UniSRecDataset) -> nn.Module:
+def build_model(model_class: type[Model], config: Config, dataset: UniSRecDataset) -> Model:
     """Build a model, on the device of the settings.
 
     The seed determines the initial weights, which are the same on every rank. With several processes the model compares
@@ -63,7 +64,7 @@ def build_model(model_class: type[nn.Module], config: Config, dataset: UniSRecDa
     """
     set_seeds(config["seed"])
     try:
-        model = model_class(config, dataset)
+        model: Any = model_class(config, dataset)
     except ValueError as error:
         raise UserError(f"{config['model']}: {error}; change that setting") from None
     if config["fast"]:

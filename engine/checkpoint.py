@@ -7,9 +7,11 @@ import os
 import pickle
 import re
 import types
+from typing import Any
 
 import numpy as np
 import torch
+from numpy._core.multiarray import scalar
 
 from common.errors import UserError
 from common.files import atomic_path
@@ -356,8 +358,8 @@ _ALLOWED = {
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
     ("numpy", "dtype"): np.dtype,
-    ("numpy._core.multiarray", "scalar"): np._core.multiarray.scalar,
-    ("numpy.core.multiarray", "scalar"): np._core.multiarray.scalar,
+    ("numpy._core.multiarray", "scalar"): scalar,
+    ("numpy.core.multiarray", "scalar"): scalar,
 }
 
 
@@ -374,7 +376,7 @@ def _data_only_pickle():
                 return getattr(torch, name)
             return type(name, (Inert,), {"__module__": module})
 
-    module = types.ModuleType("data_only_pickle")
+    module: Any = types.ModuleType("data_only_pickle")
     module.Unpickler, module.UnpicklingError = Unpickler, pickle.UnpicklingError
     module.load = lambda file, **options: Unpickler(file, **options).load()
     return module

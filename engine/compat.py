@@ -14,6 +14,7 @@ import types
 
 import numpy as np
 import torch
+from numpy._core.multiarray import scalar
 
 from engine.startup import sklearn_on_demand
 
@@ -51,4 +52,4 @@ def patch_recbole() -> None:
     for module in (recbole.data.interaction, recbole.evaluator.metrics):
         module.np = stand_in
     recbole.trainer.trainer.torch = _Torch("torch")
-    torch.serialization.add_safe_globals([np._core.multiarray.scalar, np.dtype, np.dtypes.Float64DType])
+    torch.serialization.add_safe_globals([scalar, np.dtype, np.dtypes.Float64DType])

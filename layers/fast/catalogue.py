@@ -1,14 +1,16 @@
 """A large catalogue, represented in blocks. N items, H hidden size."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 _ITEMS_AT_ONCE = 1 << 12  # items represented together where nothing is kept for a backward pass
 _ITEMS_KEPT = 1 << 16  # a larger catalogue is represented again in the backward pass, this many items at a time
 
 
-def item_table(module: nn.Module) -> Tensor:
+def item_table(module: Any) -> Tensor:
     """UniSRec.item_table, float [N, H]."""
     ids = torch.arange(1, module.n_items, device=module.position_embedding.weight.device)
     if not torch.is_grad_enabled():

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from recbole.model.layers import MultiHeadAttention
-from torch import Tensor, nn
+from torch import Tensor
+
+from layers.encoder import AllPositions
 
 _ROWS_AT_ONCE = 256  # histories scored together on the CPU. Rows come sorted by length: few of them need little padding
 
 
-def encode_scored(module: nn.Module, item_vectors: list[Tensor], scored: list[Tensor]) -> Tensor:
+def encode_scored(module: AllPositions, item_vectors: list[Tensor], scored: list[Tensor]) -> Tensor:
     """AllPositions.encode_scored: float [B, L, H] and int64 [P_b] per bucket -> float [P, H]."""
-    shapes = [vectors.shape[:2] for vectors in item_vectors]
+    shapes = [(vectors.size(0), vectors.size(1)) for vectors in item_vectors]
     starts = np.cumsum([0, *(batch * length for batch, length in shapes[:-1])]).tolist()
     flat_scored = torch.cat([part + start for part, start in zip(scored, starts, strict=True)])
     hidden = _add_positions(module, item_vectors)  # [T, H]
@@ -26,7 +28,7 @@ def encode_scored(module: nn.Module, item_vectors: list[Tensor], scored: list[Te
     return last.feed_forward(_attend(last.multi_head_attention, hidden, shapes, flat_scored))  # [P, H]
 
 
-def encode_last(module: nn.Module, item_vectors: Tensor, lengths: Tensor) -> Tensor:
+def encode_last(module: AllPositions, item_vectors: Tensor, lengths: Tensor) -> Tensor:
     """AllPositions.encode_last: float [B, L, H] and int64 [B] -> float [B, H]."""
     if torch.is_grad_enabled() or item_vectors.device.type != "cpu":
         return _encode_last(module, item_vectors, lengths)

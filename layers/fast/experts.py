@@ -4,13 +4,15 @@ The gates are applied to one expert's output at a time. The plain version holds 
 backward pass; this one holds the dropout mask only, one byte per number, and saves one matrix product.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layers.fast.dropout import keep_mask
 
 
-def forward(module: nn.Module, x: Tensor, gates: Tensor) -> Tensor:
+def forward(module: Any, x: Tensor, gates: Tensor) -> Tensor:
     """PWLayer.forward: sum_e g_e W_e (dropout(x) - b_e), x [U, D] and gates [U, E] -> [U, H]."""
     kept, scale = None, 1.0
     if module.training and module.dropout > 0:

@@ -371,6 +371,7 @@ assert not [name for name in sys.modules if name.startswith(("wandb", "ray"))]
 """
 
 
+@pytest.mark.slow
 def test_importing_the_project_changes_nothing_for_others():
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", SIDE_EFFECTS], cwd=ROOT, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")

@@ -199,6 +199,7 @@ def pretrained(mixture, folder, *options):
     pretrain.main(["-d", "Mix", f"--data_path={mixture}", f"--checkpoint_dir={folder}", *SMALL, *options])
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_bit_for_bit(mixture, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     pretrained(mixture, whole, "--epochs=4", "--train_batch_size=100", "--save_step=2")

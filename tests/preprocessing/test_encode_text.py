@@ -262,6 +262,7 @@ def start(script, *arguments, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(bert, tmp_path, monkeypatch, capsys):
     for place in ("killed", "undisturbed"):
         write_dataset(tmp_path / place / "A")
@@ -333,6 +334,7 @@ def free_ports(count):
     return ports
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(bert, tmp_path, monkeypatch):
     for place in ("two", "one"):
         write_dataset(tmp_path / place / "A")

@@ -204,6 +204,7 @@ def raw_rows(folder, name):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir(SHARED), reason="no raw data in ../shared/data")
 def test_scientific_comes_back_from_its_raw_form(tmp_path, capsys):
     from pathlib import Path

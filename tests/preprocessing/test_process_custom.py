@@ -137,6 +137,7 @@ def test_splits_are_what_plain_loops_make(tmp_path, split, seed):
         assert max(len(history) for _, history, _ in predictions(folder, "test")) == 50
 
 
+@pytest.mark.slow
 def test_same_bytes_whatever_the_hash_seed_and_the_number_of_threads(tmp_path):
     argv = write_shop(tmp_path, "csv", *draw_shop(5))
     expected = contents(run(tmp_path / "here", argv, "--split=time"))

@@ -185,6 +185,7 @@ write(sys.argv[1], rows, texts_of(rows), user_k=5, item_k=5)
 """
 
 
+@pytest.mark.slow
 def test_same_bytes_whatever_the_hash_seed_and_the_number_of_threads(tmp_path):
     found = []
     for seed, threads in (("1", "1"), ("2", "2"), ("3", "4")):
