@@ -139,7 +139,7 @@ def read_json(path: str) -> Any:
         raise UserError(f"{path}: is no JSON file ({error}); remove it or write it again") from None
 
 
-def file_sha256(path: str) -> str:
+def file_sha256(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file, as a hex string."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -77,9 +77,10 @@ def identify(config, dataset: UniSRecDataset, checkpoint: Mapping | None = None,
     run = None
     if is_main():
         basis = _basis(config, dataset)
-        run = _make_run(basis, checkpoint.get("run_start")) if resume else None
-        if run is None or run.id != checkpoint.get("run"):
-            run = _make_run(basis, _weights_hash(checkpoint) if checkpoint else None)
+        run = _make_run(basis, _weights_hash(checkpoint) if checkpoint else None)
+        if resume and checkpoint:
+            resumed = _make_run(basis, checkpoint.get("run_start"))
+            run = resumed if resumed.id == checkpoint.get("run") else run
         logger.info("run %s", run.id)
     return from_main(run)
 

@@ -17,12 +17,12 @@ import importlib
 import inspect
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 
-def without_compiler(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+def without_compiler(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """Derive an optimiser that does the same and does not import torch's compiler.
 
     Torch wraps the optimisers' methods in functions that import the compiler at the first call, so that it leaves the

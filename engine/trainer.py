@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -81,12 +81,13 @@ class Trainer:
         item_tokens: Sequence[str] | None = None,
         run: Run | None = None,
     ):
-        self.config, self.model, self.path, self.item_tokens, self.run = config, model, path, item_tokens, run
+        self.config, self.path, self.item_tokens, self.run = config, path, item_tokens, run
+        self.model: Any = model  # RecBole's methods, and for gradient caching `represent` and `loss`
         self.device = config["device"]
         self.progress = Progress()
         if world_size() > 1:
             _use_dense_gradients(model)
-        self.optimizer = make_optimizer(config, model)
+        self.optimizer: Any = make_optimizer(config, model)  # a CombinedOptimizer is never saved
         # over several processes the wrapped module computes the loss, so its backward pass averages the gradients
         self.loss_of = _Loss(model) if world_size() == 1 else _distributed(_Loss(model))
         self.tensorboard = None  # the writer, while `fit` runs in the main process
@@ -97,7 +98,7 @@ class Trainer:
 
     def fit(
         self,
-        batches: Iterable,
+        batches: Any,
         validate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
         save_step: int | None = None,
     ) -> Progress:
@@ -151,7 +152,7 @@ class Trainer:
             self.model.load_state_dict(best["state_dict"])
         broadcast(self.model.state_dict().values())
 
-    def train_epoch(self, batches: Iterable, epoch: int) -> float:
+    def train_epoch(self, batches: Any, epoch: int) -> float:
         """Train one epoch (`epoch` counts from 0), or the rest of one that was stopped. Returns the mean loss."""
         start = time.perf_counter()
         if hasattr(batches, "set_epoch"):
@@ -228,10 +229,14 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.config["enable_amp"]))
 
     def _backward_in_parts(self, batch, parts):
-        """The gradients of a batch's loss with the activations of one part at a time (Gao et al., RepL4NLP 2021).
+        """Gradient caching (Gao et al., RepL4NLP 2021): the gradients of a batch's loss, one part in memory at a time.
 
-        All parts are represented without a graph; the loss of the whole batch says how each representation should
-        change; then part after part is represented again, with the same dropout and noise, and passes that on.
+        1. Represent all parts without a graph.
+        2. Compute the loss of the whole batch, and its gradients with respect to the representations.
+        3. Represent each part again, with the same dropout and noise, and propagate its share of these gradients.
+
+        Returns:
+            The loss, float [].
         """
         generators, represented = [], []
         with torch.no_grad(), self._autocast():
@@ -302,7 +307,7 @@ class Trainer:
     def _files_to_replace(self, save_step):
         """The existing checkpoints that a training without validation may replace from here on. Set of str."""
         done, last = self.progress.epoch, self.config["epochs"]
-        names = {epoch for epoch in range(done + 1, last + 1) if self._saves_after(epoch, save_step)}
+        names: set[int | str] = {epoch for epoch in range(done + 1, last + 1) if self._saves_after(epoch, save_step)}
         names |= {_STOPPED.format(epoch=epoch) for epoch in range(done, last)}
         return {self._epoch_path(name) for name in names} & set(
             glob.glob(glob.escape(self.path).replace("{epoch}", "*"))
