@@ -4,6 +4,7 @@ The demo splits MovieLens-100k, which RecBole includes, into four shops by main 
 encodes titles, years and genres with MiniLM, pre-trains on three shops, and fine-tunes and compares on the fourth.
 """
 
+import glob
 import logging
 import os
 from typing import Any
@@ -77,6 +78,8 @@ def pretrain_on_sources(data: str) -> str:
     from pretrain import configure, pretrain
 
     announce(f"3. Pre-train on {', '.join(SOURCES)}")
+    for earlier in glob.glob(os.path.join(FOLDER, f"UniSRec-{MIXTURE}-*.pth")):
+        os.remove(earlier)  # pre-training refuses to replace the checkpoint of a run with other code
     return pretrain(
         configure(
             {"dataset": MIXTURE, "data_path": os.path.join(data, "pretrain"), "checkpoint_dir": FOLDER, **PRETRAIN}

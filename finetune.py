@@ -10,7 +10,7 @@ python finetune.py -d NAME [-p CHECKPOINT] [--key=value ...]
   -p, --pretrained FILE     checkpoint to start from; without one, from scratch
   -f, --fix_enc true|false  keep the pre-trained transformer as it is (default true)
   --config_files A,B        YAML files with settings of your own
-writes saved/UniSRec-NAME-STAGE-SEED.pth and, beside it, the result as .json
+writes saved/UniSRec-NAME-STAGE-SEED-ID.pth and, beside it, the result as .json (ID: see saved/README.md)
 
 With -p, the settings that shape the model (sizes, n_heads, hidden_act, ...) come from the checkpoint.
 """

@@ -47,12 +47,16 @@ def pretrain(config):
 
 
 def _pretrain(config, first_start):
-    """The same among processes that have joined; after a restart the run goes on from what it has saved since
-    `first_start` (seconds since 1970; else None)."""
+    """Pre-train as one of the processes of the group.
+
+    After a restart by torchrun the run continues from the last checkpoint that it has saved since `first_start`, in
+    seconds since 1970. Without a restart `first_start` is None.
+    """
     from common.processes import from_main, is_main, rank
     from engine.building import build_model, open_dataset, sequence_batches, set_seeds
     from engine.checkpoint import adopt_settings, check_features, latest_of_run, load_weights, read_checkpoint
-    from engine.reporting import start_logging
+    from engine.reporting import report_settings, start_logging
+    from engine.runs import identify
     from engine.trainer import Trainer
     from unisrec import UniSRec
 
@@ -64,17 +68,18 @@ def _pretrain(config, first_start):
     checkpoint = read(resume)
     if checkpoint:
         adopt_settings(config, checkpoint, resume)
+    report_settings(config)
     dataset = open_dataset(config)
     if checkpoint:
         check_features(checkpoint, dataset.features, resume)
     batches = sequence_batches(config, dataset)
     model = build_model(UniSRec, config, dataset)
     path = os.path.join(config["checkpoint_dir"], f"UniSRec-{config['dataset']}-{{epoch}}.pth")
-    trainer = Trainer(config, model, path)
-    set_seeds(config["seed"], rank())
     latest = from_main(latest_of_run(path, config, first_start) if first_start and is_main() else None)
     if latest:
         resume, checkpoint = latest, read(latest)
+    trainer = Trainer(config, model, path, run=identify(config, dataset, checkpoint, resume=bool(checkpoint)))
+    set_seeds(config["seed"], rank())
     if checkpoint:
         load_weights(model, checkpoint, resume)
         trainer.resume(checkpoint, resume)

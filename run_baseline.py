@@ -14,7 +14,7 @@ python run_baseline.py -m MODEL -d NAME [--config_files=props/finetune.yaml] [--
                         {", ".join(sorted(name for name, model in MODELS.items() if model.runs))}
   -d, --dataset NAME    data set in dataset/downstream
   --config_files A,B    YAML files with settings of your own
-writes saved/MODEL-NAME-SEED.pth and, beside it, the result as .json
+writes saved/MODEL-NAME-SEED-ID.pth and, beside it, the result as .json (ID: see saved/README.md)
 """
 
 

@@ -28,7 +28,7 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, PROJECT)
 
 from common.errors import run_command  # noqa: E402
-from dataset.preprocessing.encoding_options import add_encoding_options, encode_as_asked  # noqa: E402
+from dataset.preprocessing.encoding_options import add_encoding_options, encoding_settings  # noqa: E402
 
 if TYPE_CHECKING:
     from dataset.preprocessing.encoder import Encoder
@@ -174,13 +174,13 @@ def encode_distinct(model: "Encoder", texts: list[str]) -> tuple[int, np.ndarray
 
 def whole_job(options: argparse.Namespace) -> float:
     """Encode the data set in a temporary folder. Returns seconds."""
-    from dataset.preprocessing.encode_text import copy_split
+    from dataset.preprocessing.encode_text import copy_split, encode_dataset
 
     options.variants = 1
     with tempfile.TemporaryDirectory() as folder:
         copy_split(options.dataset, os.path.join(options.data_path, options.dataset), folder)
         start = time.perf_counter()
-        encode_as_asked(options.dataset, folder, options)
+        encode_dataset(options.dataset, folder, **encoding_settings(options))
         return time.perf_counter() - start
 
 

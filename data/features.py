@@ -26,7 +26,7 @@ class ItemFeatures:
 
     Attributes:
         description: what made the vectors, as far as it is known: `encoder`, `pooling`, `normalised`, `width`.
-        source: the first file, for messages.
+        paths: all files, `feat1*` first.
     """
 
     def __init__(
@@ -40,13 +40,11 @@ class ItemFeatures:
         self.width = width
         self.n_items = sum(counts)
         self.augmented = bool(augmented_paths)
-        self._paths = list(paths)
-        all_paths = [*paths, *augmented_paths]
+        self.paths = [*paths, *augmented_paths]
         sizes = list(counts) * (2 if self.augmented else 1)
-        self.source = paths[0]
         self.description = made_by(paths[0]) | {"width": width}
         self._maps = [
-            np.memmap(path, dtype, "r", shape=(size, width)) for path, size in zip(all_paths, sizes, strict=True)
+            np.memmap(path, dtype, "r", shape=(size, width)) for path, size in zip(self.paths, sizes, strict=True)
         ]
         self._starts = np.cumsum([1, *sizes])  # the first id of each file
 
@@ -73,7 +71,7 @@ class ItemFeatures:
         # Mode "c" (copy-on-write): torch requires writable memory, but the files must not change.
         tables = [
             torch.from_numpy(np.memmap(path, mapped.dtype, "c", shape=mapped.shape))
-            for path, mapped in zip(self._paths, self._maps, strict=False)  # without the augmented features
+            for path, mapped in zip(self.paths, self._maps, strict=True)
         ]
         return tables[0] if len(tables) == 1 else torch.cat(tables)
 

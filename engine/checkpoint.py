@@ -172,17 +172,17 @@ def check_features(checkpoint: dict, features, path: str) -> None:
     Raises:
         UserError: the features are of another kind.
     """
-    then, now = checkpoint.get("features"), features.description
+    then, now, file = checkpoint.get("features"), features.description, features.paths[0]
     if not isinstance(then, dict):
         then = {"width": checkpoint["state_dict"].get(_SIZES[_WIDTH][0], torch.empty(0, 0)).shape[-1] or None}
         then |= made_by_suffix(_stored_settings(checkpoint).get("plm_suffix"))
     if "encoder" not in then or "encoder" not in now:
-        without = path if "encoder" not in then else features.source
+        without = path if "encoder" not in then else file
         logger.info("%s does not say which encoder made its text features; the encoders are not compared", without)
     differ = [key for key in then.keys() & now.keys() if None not in (then[key], now[key]) and then[key] != now[key]]
     if differ:
         raise UserError(
-            f"{path}: was trained on text features of {_in_words(then)}; found {_in_words(now)} in {features.source}; "
+            f"{path}: was trained on text features of {_in_words(then)}; found {_in_words(now)} in {file}; "
             "encode the texts in the same way (dataset/preprocessing/encode_text.py), or name other features "
             "with --plm_suffix"
         )

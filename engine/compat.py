@@ -1,28 +1,31 @@
-"""Lets RecBole 1.2.1 run on numpy >= 2 and torch >= 2.6. Called by `engine.config.Config`; importing does nothing.
+"""Let RecBole 1.2.1 run on numpy 2 and torch 2.6 or newer. `engine.config.Config` calls `patch_recbole`.
 
-- RecBole uses `np.float` and `np.bool`, names that numpy dropped. Two of its modules get a stand-in for numpy that
-  still knows them; numpy itself stays as it is (RecBole's own remedy adds names to numpy, and fails on numpy 2).
-- Importing RecBole's sequential models turns torch's anomaly detection on for the whole process (one of them, SINE,
-  does so), which looks for NaN in every gradient and made training take 1.6 times as long. It is turned off again.
-- torch >= 2.6 unpickles weights only; RecBole's checkpoints also hold numpy numbers, which are harmless, and are
-  written in a pickle protocol that torch then refuses. RecBole's trainer gets a stand-in for torch that writes torch's
-  own protocol.
-- Importing RecBole's metrics imports scikit-learn, for three of them that no ranking needs, and that takes as long as
-  all the rest of RecBole. `sklearn_on_demand` puts it off until one of them is used.
-RecBole's loading through pandas, broken by pandas 3, is replaced by `data/`.
-"""
+| RecBole | what `patch_recbole` does |
+|---|---|
+| uses `np.float` and `np.bool`, names that numpy 2 does not have | Two modules of RecBole get a stand-in for numpy that has these names. Numpy itself stays unchanged. RecBole's own remedy adds names to numpy, and fails on numpy 2. |
+| turns on torch's anomaly detection when its sequential models are imported (SINE does) | Turns it off. It checks every gradient for NaN, and training took 1.6 times as long. |
+| writes checkpoints in a pickle protocol that `torch.load(weights_only=True)` refuses | RecBole's trainer gets a stand-in for torch whose `save` uses torch's default protocol. |
+| stores numpy numbers in its checkpoints | Allows them in `torch.load(weights_only=True)`. They are plain data. |
 
-import contextlib
-import importlib
-import sys
+RecBole loads data with pandas, and that code fails on pandas 3. The package `data/` replaces it.
+"""  # noqa: E501
+
 import types
 
 import numpy as np
 import torch
 
+from engine.startup import sklearn_on_demand
+
+with sklearn_on_demand():
+    import recbole.data.interaction
+    import recbole.evaluator.metrics
+    import recbole.model.sequential_recommender
+    import recbole.trainer.trainer
+
 
 class _Numpy(types.ModuleType):
-    """numpy with the names that RecBole 1.2.1 still uses."""
+    """Numpy with the names that RecBole 1.2.1 still uses."""
 
     float, int, bool, object, str = float, int, bool, object, str
 
@@ -31,7 +34,7 @@ class _Numpy(types.ModuleType):
 
 
 class _Torch(types.ModuleType):
-    """torch that writes checkpoints in its default pickle protocol, whatever RecBole asks for."""
+    """Torch whose `save` uses torch's default pickle protocol, whatever protocol the caller asks for."""
 
     @staticmethod
     def save(state, file, pickle_protocol=None):
@@ -41,38 +44,8 @@ class _Torch(types.ModuleType):
         return getattr(torch, name)
 
 
-class _OnDemand(types.ModuleType):
-    """A module whose functions import the real one when they are called."""
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *args, **options: getattr(importlib.import_module(self.__name__), name)(*args, **options)
-
-
-@contextlib.contextmanager
-def sklearn_on_demand():
-    """Within this, functions imported from `sklearn.metrics` import it when they are called, not before."""
-    if "sklearn" in sys.modules:
-        yield
-        return
-    stand_ins = {name: _OnDemand(name) for name in ("sklearn", "sklearn.metrics")}
-    sys.modules.update(stand_ins)
-    try:
-        yield
-    finally:
-        for name, stand_in in stand_ins.items():
-            if sys.modules.get(name) is stand_in:
-                del sys.modules[name]
-
-
-def patch_recbole():
-    """Make RecBole's modules work; calling it again changes nothing."""
-    import recbole.data.interaction
-    import recbole.evaluator.metrics
-    import recbole.model.sequential_recommender
-    import recbole.trainer.trainer
-
+def patch_recbole() -> None:
+    """Patch RecBole's modules as the top of this file says. A second call changes nothing."""
     torch.autograd.set_detect_anomaly(False)
     stand_in = _Numpy("numpy")
     for module in (recbole.data.interaction, recbole.evaluator.metrics):

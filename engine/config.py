@@ -11,8 +11,9 @@ import torch
 
 from baselines import TEXT, entry, find_model, yaml_files
 from common.errors import UserError, did_you_mean
-from engine.compat import patch_recbole, sklearn_on_demand
+from engine.compat import patch_recbole
 from engine.settings import ROOT, Loader, as_list, read_yaml, settle
+from engine.startup import sklearn_on_demand
 
 with sklearn_on_demand():
     from recbole.config import Config as RecBoleConfig
@@ -35,13 +36,14 @@ class Config(RecBoleConfig):
     Attributes:
         given (dict of str -> str): the keys that the user set, and by which option or file.
         uses_item_text, ignores_padding (bool): what the model says of itself, or the registry of it.
+        changed (dict): what the user set to another value than the command's default.
     """
 
     def __init__(self, model, dataset, files=(), options=None):
         super().__init__(model=model, dataset=dataset, config_file_list=list(files), config_dict=dict(options or {}))
         about = entry(self.model_class)
         self.uses_item_text, self.ignores_padding = TEXT in about.needs, about.ignores_padding
-        self.given = {}
+        self.given, self.changed = {}, {}
 
     def compatibility_settings(self):
         patch_recbole()
@@ -113,6 +115,8 @@ def build_config(model: str | type, dataset: str, command: str, options: dict | 
     except (ValueError, TypeError, KeyError, RuntimeError) as error:  # RecBole checks eval_args and more
         raise UserError(f"settings of {model.__name__} on {dataset}: {' '.join(str(error).split())}") from error
     config.given = settled.where
+    defaults = {key: setting.default for key, setting in settled.settings.items()}
+    config.changed = {key: value for key, value in settled.given.items() if value != defaults.get(key)}
     return config
 
 

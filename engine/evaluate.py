@@ -50,6 +50,7 @@ class Evaluation:
         others (list of str): the metrics that are left to RecBole.
         parts (dict): the data sets `train`, `valid`, `test`.
         loaders (dict): RecBole's loaders of `valid` and `test`.
+        shared (bool): whether several processes share the rows.
 
     Raises:
         UserError: a metric that ranking does not have, or a k that is larger than the catalogue.
@@ -158,7 +159,7 @@ class Evaluation:
         scores = torch.full((len(positive_users), self.n_columns), -torch.inf, device=self.config["device"])
         rows = batch[(within < rows_of_user[users]).nonzero()[:, 0]]
         batch = batch.to(self.config["device"])
-        scores[row, batch[self.dataset.iid_field]] = model.predict(batch)
+        scores[row.to(scores.device), batch[self.dataset.iid_field]] = model.predict(batch)
         columns = self._columns(rows, (scores != -torch.inf).sum(1).cpu())
         return columns, self._ranks(scores, rows, collector)
 
@@ -177,7 +178,7 @@ class Evaluation:
         """Ranks from 0 on, float64 [B], of the rows' targets by scores, float [B, N + 1]; -inf for no candidate."""
         targets = rows[self.dataset.iid_field].to(scores.device)
         if collector:
-            collector.eval_batch_collect(scores, rows, torch.arange(len(targets)), targets)
+            collector.eval_batch_collect(scores, rows, torch.arange(len(targets), device=scores.device), targets)
         return expected_ranks(scores, targets)
 
     def _recboles_metrics(self, collector: Collector | None) -> dict[str, float]:

@@ -14,7 +14,8 @@ from engine.checkpoint import adopt_settings, check_features, load_weights, read
 from engine.evaluate import Evaluation
 from engine.groups import format_groups, group_metrics
 from engine.ranks_file import write_ranks
-from engine.reporting import Stopwatch, result_path, start_logging, write_result
+from engine.reporting import Stopwatch, report_settings, result_path, start_logging, text_encoder, write_result
+from engine.runs import identify
 from engine.trainer import Progress, Trainer
 from layers.encoder import AllPositions
 
@@ -28,6 +29,7 @@ def finetune(config):
     if checkpoint:
         _settle_stage(config, checkpoint)
         adopt_settings(config, checkpoint, config["pretrained"])
+    report_settings(config)
     watch = Stopwatch()
     with watch("load"):
         dataset = open_dataset(config)
@@ -41,10 +43,10 @@ def finetune(config):
                 model.freeze_encoder()
         evaluation = Evaluation(config, dataset)
         batches = _training_batches(config, dataset, evaluation)
+        run = identify(config, dataset, checkpoint)
     name = f"{config['model']}-{config['dataset']}-{config['train_stage']}-{config['seed']}"
-    name += "-pretrained" * bool(checkpoint)
-    name += "-evaluated" * (config["epochs"] == 0)  # lest it replace the result of the training
-    return train_and_test(config, model, batches, evaluation, name, watch, tokens)
+    name += "-pretrained" * bool(checkpoint) + "-evaluated" * (config["epochs"] == 0)
+    return train_and_test(config, model, batches, evaluation, name, run, watch, tokens)
 
 
 def run_baseline(config):
@@ -52,14 +54,16 @@ def run_baseline(config):
     start_logging(config)
     if not entry(config.model_class).trains:
         config["epochs"] = 0
+    report_settings(config)
     watch = Stopwatch()
     with watch("load"):
         dataset = open_dataset(config)
         evaluation = Evaluation(config, dataset)
         batches = _training_batches(config, dataset, evaluation)  # first: BERT4Rec's loader names fields for its model
         model = build_model(config.model_class, config, evaluation.parts["train"])  # some read the training rows
+        run = identify(config, dataset)
     name = f"{config['model']}-{config['dataset']}-{config['seed']}"
-    return train_and_test(config, model, batches, evaluation, name, watch, dataset.item_names())
+    return train_and_test(config, model, batches, evaluation, name, run, watch, dataset.item_names())
 
 
 def _training_batches(config, dataset, evaluation):
@@ -69,9 +73,12 @@ def _training_batches(config, dataset, evaluation):
     return get_dataloader(config, "train")(config, evaluation.parts["train"], evaluation.sampler, shuffle=True)
 
 
-def train_and_test(config, model, batches, evaluation, name, watch, item_tokens):
-    """Train with validation, test the best epoch, write the result file. Returns the result, dict."""
-    path = os.path.join(config["checkpoint_dir"], f"{name}.pth")
+def train_and_test(config, model, batches, evaluation, name, run, watch, item_tokens):
+    """Train with validation, test the best epoch, write the result file. Returns the result, dict.
+
+    The files are called `name`-ID, ID being the id of `run` (engine.runs.Run): no other run has files of these names.
+    """
+    path = os.path.join(config["checkpoint_dir"], f"{name}-{run.id}.pth")
     show = bool(config["show_progress"])
     check_can_write(result_path(config, path))
     if config["ranks_file"]:
@@ -79,7 +86,7 @@ def train_and_test(config, model, batches, evaluation, name, watch, item_tokens)
     set_seeds(config["seed"], rank())
     progress = Progress()
     if config["epochs"] > 0:
-        trainer = Trainer(config, model, path, item_tokens)
+        trainer = Trainer(config, model, path, item_tokens, run)
         progress = trainer.fit(batches, lambda model: evaluation(model, "valid", show))
     with watch("evaluate"):
         valid = progress.best_metrics or evaluation(model, "valid", show)
@@ -103,6 +110,8 @@ def train_and_test(config, model, batches, evaluation, name, watch, item_tokens)
         {"valid": valid, "test": test},
         seconds,
         speed,
+        run=run.id,
+        text_encoder=text_encoder(evaluation.parts["train"]),
         best_epoch=progress.best_epoch,
         groups=groups,
     )

@@ -1,11 +1,10 @@
-"""The optimiser that the settings name."""
-
-import inspect
+"""The optimiser that the setting `learner` names."""
 
 import torch
 from torch import nn
 
 from common.errors import UserError
+from engine.startup import without_compiler
 
 _OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -15,15 +14,36 @@ _OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,
 }
 _FUSED = {"adam", "adamw", "sgd"}
-# for embeddings of which a step touches some rows only; SparseAdam leaves the others and their moments as they are
+# For embeddings with sparse gradients. SparseAdam changes the rows of a step's gradient and their moments only.
 _SPARSE = {"adam": torch.optim.SparseAdam, "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}
 
 
-def make_optimizer(config, model):
-    """The optimiser that `learner` names, over what is to be trained.
+class CombinedOptimizer:
+    """Several optimisers, each with parameters of its own, that make their steps together.
+
+    Args:
+        optimizers: for example one of dense and one of sparse gradients.
+    """
+
+    def __init__(self, *optimizers: torch.optim.Optimizer):
+        self.optimizers = optimizers
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+def make_optimizer(config, model: nn.Module) -> torch.optim.Optimizer | CombinedOptimizer:
+    """Make the optimiser that `learner` names, over the parameters that require gradients.
+
+    Embeddings with sparse gradients get an optimiser of their own.
 
     Raises:
-        UserError: an unknown `learner`, or one that cannot learn an embedding with sparse gradients.
+        UserError: `learner` is unknown, or a setting does not work with sparse gradients.
     """
     name = str(config["learner"]).lower()
     if name not in _OPTIMIZERS:
@@ -33,9 +53,19 @@ def make_optimizer(config, model):
     sparse = [parameter for parameter in trained if parameter in embeddings]
     dense = [parameter for parameter in trained if parameter not in embeddings]
     fused = {"fused": True} if name in _FUSED else {}
-    optimizer = _uncompiled(_OPTIMIZERS[name])(dense, **group_settings(config), **fused)
+    optimizer = without_compiler(_OPTIMIZERS[name])(dense, **group_settings(config), **fused)
     if not sparse:
         return optimizer
+    _check_sparse(config, name)
+    return CombinedOptimizer(optimizer, without_compiler(_SPARSE[name])(sparse, lr=config["learning_rate"]))
+
+
+def group_settings(config) -> dict[str, float]:
+    """The settings of an optimiser's parameter groups that may change when a training is resumed, in torch's names."""
+    return {"lr": config["learning_rate"], "weight_decay": config["weight_decay"]}
+
+
+def _check_sparse(config, name):
     for key, found, expected in (
         ("learner", name if name not in _SPARSE else None, ", ".join(_SPARSE)),
         ("weight_decay", config["weight_decay"] or None, "0"),
@@ -45,33 +75,3 @@ def make_optimizer(config, model):
             raise UserError(
                 f"option --{key}: found {found!r}, expected {expected} with --sampled_negatives and item ids"
             )
-    return Together(optimizer, _uncompiled(_SPARSE[name])(sparse, lr=config["learning_rate"]))
-
-
-def group_settings(config):
-    """What may change when a training goes on, by the optimiser's own names: dict."""
-    return {"lr": config["learning_rate"], "weight_decay": config["weight_decay"]}
-
-
-def _uncompiled(optimizer):
-    """A torch optimiser whose methods do not load torch's compiler, which nothing here uses: it takes a second to
-    import, and 70 MB of each process."""
-    names = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
-    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
-    methods["step"] = torch.no_grad()(methods["step"])
-    return type(optimizer.__name__, (optimizer,), methods)
-
-
-class Together:
-    """Several optimisers as one."""
-
-    def __init__(self, *optimizers):
-        self.optimizers = optimizers
-
-    def zero_grad(self, set_to_none=True):
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none)
-
-    def step(self):
-        for optimizer in self.optimizers:
-            optimizer.step()

@@ -1,4 +1,4 @@
-"""What a run tells: its log, the time and memory that it took, its result file."""
+"""The log of a run, the time and memory that it takes, and its result file."""
 
 import logging
 import os
@@ -8,16 +8,19 @@ import sys
 import time
 
 import numpy as np
+import recbole
 import torch
 
-from common.files import write_json
+from common.errors import UserError
+from common.files import read_json, write_json
 from common.processes import is_main
 
+DEFAULT_RECIPE = "published"  # of a run whose settings name no other
 logger = logging.getLogger(__name__)
 
 
-def start_logging(config):
-    """Tell the terminal everything from the main process, from the others only what goes wrong, and no progress."""
+def start_logging(config) -> None:
+    """Log everything from the main process and errors only from the others, which show no progress bars either."""
     config["show_progress"] = bool(config["show_progress"]) and is_main()
     logging.basicConfig(
         level=logging.INFO if is_main() else logging.ERROR,
@@ -29,13 +32,25 @@ def start_logging(config):
     logging.getLogger("torch").setLevel(logging.WARNING)
 
 
+def report_settings(config) -> None:
+    """Log the model, the data set, and the settings that differ from the defaults."""
+    changed = ", ".join(f"{key} {value}" for key, value in sorted(config.changed.items()))
+    logger.info(
+        "%s on %s; settings that differ from the defaults: %s", config["model"], config["dataset"], changed or "none"
+    )
+
+
 class Stopwatch:
-    """Seconds by activity: `with watch("train"): ...`."""
+    """Adds up seconds by activity: `with watch("train"): ...`.
+
+    Attributes:
+        seconds: activity -> seconds.
+    """
 
     def __init__(self):
-        self.seconds = {}
+        self.seconds: dict[str, float] = {}
 
-    def __call__(self, name):
+    def __call__(self, name: str) -> "Stopwatch":
         self._name = name
         return self
 
@@ -46,28 +61,48 @@ class Stopwatch:
         self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.perf_counter() - self._start
 
 
-def result_path(config, checkpoint):
-    """Where the result file goes: `result_file`, by default beside the checkpoint."""
+def result_path(config, checkpoint: str) -> str:
+    """The path of the result file: the setting `result_file`, by default beside the checkpoint."""
     return config["result_file"] or os.path.splitext(checkpoint)[0] + ".json"
 
 
-def write_result(path, config, checkpoint, epochs, metrics, seconds, rows_per_second, **more):
-    """Write a run's result file.
+def write_result(
+    path: str,
+    config,
+    checkpoint: str | None,
+    epochs: int,
+    metrics: dict[str, dict[str, float]],
+    seconds: dict[str, float],
+    rows_per_second: float | None,
+    *,
+    run: str,
+    text_encoder: dict | None,
+    **more,
+) -> dict:
+    """Write a run's result file. A result of another run in its place is replaced, and the log says so.
 
     Args:
-        path (str): the file.
-        config (Config), checkpoint (str or None), epochs (int): what ran.
-        metrics (dict): {"valid": {...}, "test": {...}}, unrounded, RecBole's names.
-        seconds (dict): load, train, evaluate.
-        rows_per_second (float or None): predictions learnt from per second of training.
+        path: the file.
+        config: the run's settings, all of which are stored.
+        checkpoint: the model that was evaluated, None if it is in no file.
+        epochs: epochs of training.
+        metrics: {"valid": {...}, "test": {...}}, unrounded, in RecBole's names.
+        seconds: of `load`, `train` and `evaluate`.
+        rows_per_second: predictions learnt from per second of training, None without training.
+        run: the run's id.
+        text_encoder: from `text_encoder`.
+        more: further entries, plain data.
 
     Returns:
-        dict: what was written.
+        What was written.
     """
     result = {
+        "run": run,
         "model": config["model"],
         "dataset": config["dataset"],
         "train_stage": config["train_stage"] if config["model"] == "UniSRec" else None,
+        "recipe": config["recipe"] or DEFAULT_RECIPE,
+        "text_encoder": text_encoder,
         "seed": config["seed"],
         "checkpoint": checkpoint,
         "epochs": epochs,
@@ -77,23 +112,46 @@ def write_result(path, config, checkpoint, epochs, metrics, seconds, rows_per_se
         "peak_memory_mb": peak_memory_mb(),
         "versions": versions(),
         **more,
+        "settings": config.plain(),
     }
     if is_main():
+        other = _other_run(path, run)
         write_json(path, result)
-        logger.info("result: %s", path)
+        logger.info("result: %s%s", path, f" (replaces that of {other})" if other else "")
     return result
 
 
-def peak_memory_mb():
-    """The most memory this process had at once (resident; on macOS the unit is bytes), in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _other_run(path, run):
+    """Which other run has written a result file, in words; None if the file is missing or this run's own."""
+    if not os.path.exists(path):
+        return None
+    try:
+        found = read_json(path)["run"]
+    except (UserError, KeyError, TypeError):
+        return "a run without id"
+    return None if found == run else f"run {found}"
+
+
+def text_encoder(dataset) -> dict | None:
+    """The text encoder of a data set's features: `features` (the files' suffix), `encoder`, `pooling`, `width`, ...
+
+    Features without a description have the encoder and the pooling None. The result is None for a model that reads no
+    texts.
+    """
+    if dataset.features is None:
+        return None
+    known = dict.fromkeys(("encoder", "pooling")) | dataset.features.description
+    return {"features": dataset.features.paths[0].rpartition(".")[2], **known}
+
+
+def peak_memory_mb() -> float:
+    """The largest resident memory of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KB, on macOS in bytes
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-def versions():
-    """Versions of what the numbers depend on."""
-    import recbole
-
+def versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that the metrics depend on."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -1,16 +1,19 @@
-"""One training loop for every command, for one process or many."""
+"""The training loop of every command, for one process or several."""
 
 import contextlib
 import dataclasses
+import glob
 import inspect
 import logging
 import math
 import os
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from common.errors import UserError
@@ -18,24 +21,28 @@ from common.files import writing
 from common.processes import PREEMPTED, Preemption, any_process, broadcast, gather_objects, is_main, rank, world_size
 from engine.checkpoint import changed_settings, save_checkpoint
 from engine.optimizer import group_settings, make_optimizer
+from engine.runs import Run, check_files
 
-# what fixes the order of the data, which a training stopped within an epoch has a part of behind it
+# the settings that decide in which order an epoch visits the data; a training that was stopped within an epoch can only
+# be continued in the same order
 _ORDER = {"dataset", "seed", "train_batch_size", "predictions_per_row", "MAX_ITEM_LIST_LENGTH"}
+_STOPPED = "{epoch}-stopped"  # stands for the epoch in the name of a checkpoint of the middle of the next one
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far a training has come; part of its checkpoints.
+    """How far a training has come. Its checkpoints store it.
 
     Attributes:
-        epoch (int): epochs done.
-        best_epoch (int or None), best_score (float): the best evaluation on valid so far.
-        best_metrics (dict or None): all its metrics.
-        waited (int): evaluations since then.
-        batch (int): batches done of the epoch after those, where a training was stopped within it.
-        predictions (int): learnt from, in all processes.
-        train_seconds, valid_seconds (float): spent so far.
+        epoch: complete epochs.
+        batch: complete batches of the next epoch, above 0 if the training was stopped within it.
+        best_epoch: the epoch with the best score on valid so far, None before the first evaluation.
+        best_score: the score of that epoch, larger is better.
+        best_metrics: all metrics of that epoch.
+        waited: evaluations since the best one.
+        predictions: training predictions so far, of all processes.
+        train_seconds, valid_seconds: time spent so far.
     """
 
     epoch: int = 0
@@ -50,18 +57,30 @@ class Progress:
 
 
 class Trainer:
-    """Trains a model; checkpoints, early stopping.
+    """Trains a model, saves checkpoints, and stops early if validation no longer improves.
 
     Args:
-        config (Config): `epochs`, `learner`, `learning_rate`, `weight_decay`, `clip_grad_norm`, `enable_amp`, and for
-            validation `valid_metric`, `eval_step`, `stopping_step`.
-        model: with RecBole's `calculate_loss(batch)`.
-        path (str): the checkpoint file.
-        item_tokens (sequence of str or None): stored with models that have id embeddings.
+        config: the settings. Read are `epochs`, `learner`, `learning_rate`, `weight_decay`, `clip_grad_norm`,
+            `enable_amp`, `accumulate`, and for validation `valid_metric`, `eval_step`, `stopping_step`.
+        model: has RecBole's `calculate_loss(batch)`.
+        path: the checkpoint file. `{epoch}` in it stands for the epoch: every checkpoint is kept, and a training can be
+            continued from it.
+        item_tokens: the raw id of each row of the id embedding, stored with models that have one.
+        run: the run's identity, stored in the checkpoints.
+
+    Raises:
+        UserError: a setting does not fit the model or the optimiser.
     """
 
-    def __init__(self, config, model, path, item_tokens=None):
-        self.config, self.model, self.path, self.item_tokens = config, model, path, item_tokens
+    def __init__(
+        self,
+        config,
+        model: torch.nn.Module,
+        path: str,
+        item_tokens: Sequence[str] | None = None,
+        run: Run | None = None,
+    ):
+        self.config, self.model, self.path, self.item_tokens, self.run = config, model, path, item_tokens, run
         self.device = config["device"]
         self.progress = Progress()
         if world_size() > 1:
@@ -69,37 +88,42 @@ class Trainer:
         self.optimizer = make_optimizer(config, model)
         # over several processes the wrapped module computes the loss, so its backward pass averages the gradients
         self.loss_of = _Loss(model) if world_size() == 1 else _distributed(_Loss(model))
-        self.watch = None  # TensorBoard's writer, while training
+        self.tensorboard = None  # the writer, while `fit` runs in the main process
         self.preemption = Preemption()
         _check_clipping(config["clip_grad_norm"])
         if config["accumulate"] > 1 and not hasattr(model, "represent"):
             raise UserError(f"option --accumulate: {config['model']} computes each batch as a whole; expected 1")
 
-    def fit(self, batches, validate=None, save_step=None):
-        """Train until the last epoch, or until validation stops it.
+    def fit(
+        self,
+        batches: Iterable,
+        validate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
+        save_step: int | None = None,
+    ) -> Progress:
+        """Train until the last epoch, or until validation no longer improves.
 
         Args:
-            batches: iterable over an epoch's batches, each with `to(device)` and a length; with `set_epoch`, told the
-                epoch.
-            validate (callable or None): model -> metrics on valid, called each `eval_step` epochs and after the last.
-                The best epoch's weights are saved, and are the model's in the end. Without it, each `save_step`
-                epochs and the last are saved.
-            save_step (int or None).
-
-        Returns:
-            Progress
+            batches: an iterable over the batches of an epoch. A batch has `to(device)` and a length. If the iterable
+                has `set_epoch`, it is called before each epoch.
+            validate: computes the metrics on valid, called every `eval_step` epochs and after the last. The weights of
+                the best epoch are saved, and the model has them in the end.
+            save_step: without `validate`, a checkpoint is saved every `save_step` epochs and after the last.
 
         Raises:
-            SystemExit: with code `PREEMPTED`, when a process was told to stop (SIGTERM). Without `validate`, what is
-                needed to go on has been saved.
+            UserError: the training would replace a checkpoint of another run, a file cannot be written, or the loss is
+                not finite.
+            SystemExit: with code `PREEMPTED` after SIGTERM in any process. Without `validate` a checkpoint has been
+                saved from which the training can be continued.
         """
-        self.watch = _open_tensorboard(self.config, self.path)
+        if self.run and validate is None and is_main():
+            check_files(self._files_to_replace(save_step), self.run, self.config)
+        self.tensorboard = _open_tensorboard(self.config, self.path)
         with self.preemption:
             self._fit(batches, validate, save_step)
         if self.progress.best_epoch not in (None, self.progress.epoch):
             self._load_best()
-        if self.watch:
-            self.watch.close()
+        if self.tensorboard:
+            self.tensorboard.close()
         return self.progress
 
     def _fit(self, batches, validate, save_step):
@@ -108,7 +132,7 @@ class Trainer:
             self.train_epoch(batches, epoch)
             self.progress.epoch, self.progress.batch = epoch + 1, 0
             if validate is None:
-                if epoch + 1 == last or (save_step and (epoch + 1) % save_step == 0):
+                if self._saves_after(epoch + 1, save_step):
                     self.save(self._epoch_path(epoch + 1))
             elif epoch + 1 == last or (epoch + 1) % self.config["eval_step"] == 0:
                 start = time.perf_counter()
@@ -120,21 +144,21 @@ class Trainer:
                     break
 
     def _load_best(self):
-        """Take the weights of the best epoch from its file, which the main process has written."""
+        """Load the weights of the best epoch. The main process reads its file, the others get them from it."""
         if is_main():
             best = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
             self.model.load_state_dict(best["state_dict"])
         broadcast(self.model.state_dict().values())
 
-    def train_epoch(self, batches, epoch):
-        """One pass over the data, or what is left of it. Returns the mean loss."""
+    def train_epoch(self, batches: Iterable, epoch: int) -> float:
+        """Train one epoch (`epoch` counts from 0), or the rest of one that was stopped. Returns the mean loss."""
         start = time.perf_counter()
         if hasattr(batches, "set_epoch"):
             batches.set_epoch(epoch)
         if self.progress.batch:
             batches.skip(self.progress.batch)
         self.model.train()
-        steps, told_to_stop = [], False
+        steps, must_stop = [], False
         bar = tqdm(
             batches,
             total=len(batches),
@@ -148,39 +172,39 @@ class Trainer:
             steps.append((loss, len(batch)))
             self.progress.batch += 1
             bar.set_postfix(loss=f"{loss:.4f}")
-            told_to_stop = self.preemption.requested(self.device)
-            if told_to_stop:
+            must_stop = self.preemption.requested(self.device)
+            if must_stop:
                 break
         loss, seen = _mean_loss(gather_objects(steps))
         seconds = time.perf_counter() - start
         self.progress.predictions += seen
         self.progress.train_seconds += seconds
-        if told_to_stop:
-            self._stop()
+        if must_stop:
+            self._save_and_exit()
         self._report(epoch, {"loss": loss, "predictions per second": seen / seconds})
         return loss
 
-    def _stop(self):
-        """Leave because a process was told to: save what a pre-training needs to go on."""
+    def _save_and_exit(self):
+        """Exit after SIGTERM. A training without validation first saves a checkpoint to continue from."""
         where = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch}"
         if "{epoch}" not in self.path:
             best = f"the best epoch so far is in {self.path}" if self.progress.best_epoch else "nothing is saved yet"
             logger.info("told to stop in %s; %s", where, best)
             raise SystemExit(PREEMPTED)
-        path = self._epoch_path(f"{self.progress.epoch}-stopped")
+        path = self._epoch_path(_STOPPED.format(epoch=self.progress.epoch))
         self.save(path)
-        gather_objects(None)  # who ends first has the others ended: wait until the file is there
+        gather_objects(None)  # if one process exits first, the others are killed: wait until the file is saved
         logger.info("told to stop in %s; go on with --resume=%s", where, path)
         raise SystemExit(PREEMPTED)
 
-    def train_step(self, batch):
-        """One step of the optimiser. Returns the loss, float.
+    def train_step(self, batch) -> float:
+        """Make one step of the optimiser. Returns the loss.
 
         Raises:
-            UserError: the loss is no longer a finite number.
+            UserError: the loss is not finite, in this process or in another.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        if self.config["accumulate"] > 1:  # also where a process has one part only: all talk in the same order
+        if self.config["accumulate"] > 1:  # even for one part: all processes must communicate in the same order
             parts = [part.to(self.device) for part in batch.split(self.config["accumulate"])]
             loss = self._backward_in_parts(batch.to(self.device), parts)
         else:
@@ -191,7 +215,7 @@ class Trainer:
             clip_grad_norm_(self.model.parameters(), **self.config["clip_grad_norm"])
         value = loss.item()
         if any_process(not math.isfinite(value), self.device):
-            found = "no number in another process" if math.isfinite(value) else value
+            found = "not finite in another process" if math.isfinite(value) else value
             raise UserError(
                 f"the loss is {found} in epoch {self.progress.epoch + 1}; "
                 "set a lower --learning_rate or --clip_grad_norm='{max_norm: 1.0}'"
@@ -230,7 +254,7 @@ class Trainer:
         return loss
 
     def _generators(self):
-        """The states of the generators of dropout and noise, dict."""
+        """The states of the random generators that dropout and noise use: dict."""
         states = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -242,7 +266,7 @@ class Trainer:
             torch.cuda.set_rng_state(states["cuda"], self.device)
 
     def _is_best(self, epoch, metrics):
-        """Note an evaluation; strictly better, unrounded, or it is not."""
+        """Record an evaluation. Returns whether its score, unrounded, is strictly better than all before."""
         score = metrics[self.config["valid_metric"].lower()]
         score = score if self.config["valid_metric_bigger"] else -score
         self._report(epoch, metrics, "valid")
@@ -260,18 +284,37 @@ class Trainer:
             what,
             "  ".join(f"{k} {v:.4f}" if abs(v) < 100 else f"{k} {v:,.0f}" for k, v in values.items()),
         )
-        if self.watch:
+        if self.tensorboard:
             for name, value in values.items():
-                self.watch.add_scalar(f"{what}/{name}", value, epoch + 1)
+                self.tensorboard.add_scalar(f"{what}/{name}", value, epoch + 1)
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
     def _epoch_path(self, epoch):
         return self.path.format(epoch=epoch)
 
-    def save(self, path, optimizer=True):
-        """Write a checkpoint; with the optimiser and the generators, a training can go on from it."""
+    def _saves_after(self, epoch, save_step):
+        """Whether a training without validation saves a checkpoint after this epoch."""
+        return epoch == self.config["epochs"] or bool(save_step) and epoch % save_step == 0
+
+    def _files_to_replace(self, save_step):
+        """The existing checkpoints that a training without validation may replace from here on. Set of str."""
+        done, last = self.progress.epoch, self.config["epochs"]
+        names = {epoch for epoch in range(done + 1, last + 1) if self._saves_after(epoch, save_step)}
+        names |= {_STOPPED.format(epoch=epoch) for epoch in range(done, last)}
+        return {self._epoch_path(name) for name in names} & set(
+            glob.glob(glob.escape(self.path).replace("{epoch}", "*"))
+        )
+
+    def save(self, path: str, optimizer: bool = True) -> None:
+        """Write a checkpoint. All processes call this, the main one writes.
+
+        Args:
+            optimizer: also store the optimiser and the random generators, so that the training can be continued.
+        """
         more = {"progress": dataclasses.asdict(self.progress)}
+        if self.run:
+            more.update(run=self.run.id, run_start=self.run.start)
         if optimizer:
             more.update(optimizer=self.optimizer.state_dict(), generators=gather_objects(self._generators()))
         if not is_main():
@@ -279,12 +322,16 @@ class Trainer:
         save_checkpoint(path, self.model, self.config, self.progress.epoch, self.item_tokens, **more)
         logger.info("saved %s", path)
 
-    def resume(self, checkpoint, path):
-        """Go on from a checkpoint of `save`, bit for bit: weights are in the model already.
+    def resume(self, checkpoint: Mapping, path: str) -> None:
+        """Continue the training of a checkpoint, bit for bit as if it had not been interrupted.
+
+        Args:
+            checkpoint: from `read_checkpoint`. The model has its weights already.
+            path: its file, for messages.
 
         Raises:
-            UserError: the checkpoint has no optimiser in it, or another; it is of the middle of an epoch in another
-                order; or it has all `epochs` behind it.
+            UserError: the checkpoint stores no optimiser, or the state of another one, it was saved within an epoch
+                that would now visit the data in another order, or its training is complete.
         """
         if not {"optimizer", "generators", "progress"} <= checkpoint.keys():
             raise UserError(f"{path}: cannot be resumed, it holds weights only; expected one that pretrain.py saved")
@@ -316,11 +363,12 @@ class Trainer:
 
 
 def _mean_loss(steps):
-    """The mean loss of an epoch's predictions, and their number.
+    """The mean loss over an epoch's predictions, and their number.
+
+    The loss of a step is the mean of the processes' losses, whatever share of the batch each of them had.
 
     Args:
-        steps (list of list of (float, int)): of each process, the loss and the predictions of each step. The mean of
-            the processes' losses is that of the step's batch, however many predictions each had of it.
+        steps (list of list of (float, int)): for each process, the loss and the number of predictions of each step.
     """
     total, seen = 0.0, 0
     for step in zip(*steps, strict=True):
@@ -330,7 +378,11 @@ def _mean_loss(steps):
 
 
 class _Loss(torch.nn.Module):
-    """A module whose forward pass is the model's loss, or what makes the backward pass continue given gradients."""
+    """Computes the model's loss as a forward pass, which DistributedDataParallel needs.
+
+    Given gradients of the batch's representations, the forward pass computes a number with just these gradients, so
+    that `backward` continues from them (see `Trainer._backward_in_parts`).
+    """
 
     def __init__(self, model):
         super().__init__()
@@ -345,26 +397,25 @@ class _Loss(torch.nn.Module):
 
 
 def _distributed(loss):
-    """The loss, whose backward pass averages the gradients over all processes."""
-    # Text features, the only buffers, are the same everywhere and mapped: broadcast, each process would get a copy.
+    """Wrap the loss so that its backward pass averages the gradients over all processes."""
+    # The text features, the only buffers, are the same in all processes and memory-mapped. DistributedDataParallel
+    # would broadcast them, and each process would hold a copy.
     buffers = [name for name, _ in loss.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, buffers)
     return DistributedDataParallel(loss, gradient_as_bucket_view=True)
 
 
 def _use_dense_gradients(model):
-    """NCCL adds up no sparse ones."""
+    """Let all embeddings have dense gradients: NCCL cannot reduce sparse ones."""
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):
             module.sparse = False
 
 
 def _open_tensorboard(config, path):
-    """A writer beside the checkpoints, named like this one; None in the processes that write nothing."""
+    """Open a TensorBoard writer in a folder beside the checkpoint. Returns None in all processes but the main one."""
     if not is_main():
         return None
-    from torch.utils.tensorboard import SummaryWriter
-
     name = os.path.splitext(os.path.basename(path))[0].replace("-{epoch}", "")
     folder = os.path.join(config["checkpoint_dir"], "tensorboard", f"{name}-{time.strftime('%m%d-%H%M%S')}")
     with writing(folder):
@@ -372,7 +423,7 @@ def _open_tensorboard(config, path):
 
 
 def _check_clipping(arguments):
-    """`clip_grad_norm` holds arguments of torch's clip_grad_norm_."""
+    """Check that `clip_grad_norm` holds arguments of torch's `clip_grad_norm_`."""
     try:
         inspect.signature(clip_grad_norm_).bind([], **(arguments or {"max_norm": 1.0}))
     except TypeError as error:

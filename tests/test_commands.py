@@ -62,6 +62,7 @@ def check_result(result, **expected):
     """Every key that a result file holds."""
     assert {"model", "dataset", "train_stage", "seed", "checkpoint", "epochs", "metrics"} <= result.keys()
     assert {"seconds", "rows_per_second", "peak_memory_mb", "versions"} <= result.keys()
+    assert {"run", "recipe", "text_encoder", "settings"} <= result.keys()
     assert result.keys() >= expected.keys() and {key: result[key] for key in expected} == expected
     assert set(result["metrics"]) == {"valid", "test"} and set(result["seconds"]) == {"load", "train", "evaluate"}
     for metrics in result["metrics"].values():
@@ -86,7 +87,7 @@ def test_training_loads_neither_torchs_compiler_nor_a_language_model(data, tmp_p
     code = f"import sys, finetune; finetune.main({command!r}); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "torch.optim.adam" in modules.split()
-    assert not {"torch._dynamo", "sympy", "transformers"} & set(modules.split())
+    assert not {"torch._dynamo", "sympy", "sklearn", "transformers"} & set(modules.split())
 
 
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
@@ -179,12 +180,12 @@ def test_one_seed_gives_one_result(data, pretrained, tmp_path):
 
 
 def test_one_seed_gives_one_pretraining(data, pretrained, tmp_path):
-    common = ["-d", "Mix", f"--data_path={data['Mix']}", f"--checkpoint_dir={tmp_path}", "--epochs=2", *SMALL]
-    pretrain.main(common)
+    common = ["-d", "Mix", f"--data_path={data['Mix']}", "--epochs=2", *SMALL]
+    pretrain.main([*common, f"--checkpoint_dir={tmp_path}"])
     old, new = (read_checkpoint(path)["state_dict"] for path in (pretrained, str(tmp_path / "UniSRec-Mix-2.pth")))
     assert all(torch.equal(tensor, new[name]) for name, tensor in old.items())
-    pretrain.main([*common, "--seed=1"])
-    new = read_checkpoint(str(tmp_path / "UniSRec-Mix-2.pth"))["state_dict"]
+    pretrain.main([*common, f"--checkpoint_dir={tmp_path}/other", "--seed=1"])
+    new = read_checkpoint(str(tmp_path / "other" / "UniSRec-Mix-2.pth"))["state_dict"]
     assert not any(torch.equal(old[name], new[name]) for name in ("position_embedding.weight", "moe_adaptor.w_gate"))
 
 
@@ -199,7 +200,7 @@ def test_settings_of_pretraining_reach_it(data, pretrained, tmp_path, options):
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "BERT4Rec"])
 def test_baselines_that_learn(data, tmp_path, model):
     result = baseline(data, tmp_path, "-m", model, "--epochs=1")
-    path = str(tmp_path / f"{model}-Tiny-2020.pth")
+    path = str(tmp_path / f"{model}-Tiny-2020-{result['run']}.pth")
     check_result(result, model=model, train_stage=None, checkpoint=path, epochs=1, best_epoch=1)
     stored = read_checkpoint(path)
     assert stored["progress"]["predictions"] == count_rows(data)
@@ -210,7 +211,7 @@ def test_baselines_that_learn(data, tmp_path, model):
 def test_baselines_that_need_no_training(data, tmp_path, model):
     result = baseline(data, tmp_path, "-m", model, "--epochs=1")
     check_result(result, model=model, train_stage=None, checkpoint=None, epochs=0)
-    assert os.listdir(tmp_path) == [f"{model}-Tiny-2020.json"]
+    assert os.listdir(tmp_path) == [f"{model}-Tiny-2020-{result['run']}.json"]
 
 
 @pytest.mark.parametrize("options", [["-m", "FPMC"], ["-m", "SASRec", "--loss_type=BPR"]])

@@ -316,7 +316,7 @@ def test_several_processes_find_the_metrics_of_one(computed, count):
 def test_several_processes_find_the_table_of_one(computed, count):
     results, alone, _ = computed
     assert [len(table["rank"]) for table, _ in alone["tables"].values()] == [40, 40, 2]
-    assert len(set(alone["tables"]["shared"][0]["rank"])) > 10
+    assert len(set(alone["tables"]["shared"][0]["rank"])) > 5
     for result in results[count]:
         assert result["tables"] == alone["tables"]
 
@@ -494,8 +494,9 @@ def test_torchrun_fine_tunes_and_one_process_writes(tiny, tmp_path):
     assert code == 0, log
     assert log.count("epoch 6  valid") == log.count("result: ") == 1
     names = sorted(os.listdir(tmp_path / "saved"))
-    assert names == ["UniSRec-Tiny-transductive_ft-2020.json", "UniSRec-Tiny-transductive_ft-2020.pth", "tensorboard"]
     result = read_json(str(tmp_path / "saved" / names[0]))
+    name = f"UniSRec-Tiny-transductive_ft-2020-{result['run']}"
+    assert names == [f"{name}.json", f"{name}.pth", "tensorboard"]
     again = tmp_path / "again.json"
     checkpoint = f"{tmp_path}/saved/{names[1]}"
     finetune.main([*command[1:], "-p", checkpoint, "--epochs=0", f"--result_file={again}", *SMALL])

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dataset.preprocessing.encoding_options import add_encoding_options, check_encoding_options, encode_as_asked
+from dataset.preprocessing.encoding_options import NO_ENCODER, add_encoding_options, encoding_settings
 from dataset.preprocessing.interactions import Interactions
 from dataset.preprocessing.splits import (
     MISSING_TEXT,
@@ -83,4 +83,39 @@ def process(
     print(report(description))
     folder = os.path.join(options.output_path, options.dataset)
     print(f"  {folder} written in {time.perf_counter() - start:.1f} s", flush=True)
-    encode_as_asked(options.dataset, options.output_path, options)
+    encode_if_requested(options.dataset, options.output_path, options)
+
+
+def check_encoding_options(options: argparse.Namespace) -> None:
+    """Load the encoder and check its options before a long computation, unless they say `--plm_name none`.
+
+    Args:
+        options: of `encoding_options.add_encoding_options`.
+
+    Raises:
+        UserError: the encoder cannot be loaded or used, or an option is out of range.
+    """
+    if options.plm_name != NO_ENCODER:
+        from dataset.preprocessing.encode_text import check_settings  # torch and transformers: 3.5 s
+
+        check_settings(**encoding_settings(options))
+
+
+def encode_if_requested(name: str, path: str, options: argparse.Namespace) -> list[str]:
+    """Encode the texts of a data set, unless the options say `--plm_name none`.
+
+    Args:
+        name, path: see `encode_text.encode_dataset`.
+        options: of `encoding_options.add_encoding_options`.
+
+    Returns:
+        The feature files written.
+
+    Raises:
+        UserError: see `encode_text.encode_dataset`.
+    """
+    if options.plm_name == NO_ENCODER:
+        return []
+    from dataset.preprocessing.encode_text import encode_dataset  # torch and transformers: 3.5 s
+
+    return encode_dataset(name, path, **encoding_settings(options))

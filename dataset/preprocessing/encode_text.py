@@ -35,7 +35,7 @@ from dataset.preprocessing.encoder import (  # noqa: E402
     versions,
     write_rows,
 )
-from dataset.preprocessing.encoding_options import NO_ENCODER, add_encoding_options, encode_as_asked  # noqa: E402
+from dataset.preprocessing.encoding_options import NO_ENCODER, add_encoding_options, encoding_settings  # noqa: E402
 from dataset.preprocessing.texts import (  # noqa: E402
     UNKNOWN_TEXT,
     drop_words,
@@ -257,7 +257,7 @@ def _run(options):
     start = time.perf_counter()
     if options.copy_from:
         in_step(lambda: copy_split(options.dataset, options.copy_from, options.path) if is_main() else None)
-    files = encode_as_asked(options.dataset, options.path, options)
+    files = encode_dataset(options.dataset, options.path, **encoding_settings(options))
     if is_main():
         print(f"{', '.join(files)} written in {time.perf_counter() - start:.1f} s")
 

@@ -1,16 +1,13 @@
-"""The options of encoding, the same in every command. Loads no language model, so that `--help` answers at once."""
+"""The options of encoding, the same in every command. Imports no language model, so that `--help` is fast."""
+
+import argparse
 
 DEFAULT_ENCODER = "bert-base-uncased"  # the paper's
 NO_ENCODER = "none"
 
 
-def add_encoding_options(parser, allow_none=False):
-    """Add the options of encoding to an argparse parser.
-
-    Args:
-        parser (argparse.ArgumentParser)
-        allow_none (bool): offer `--plm_name none`, no encoding.
-    """
+def add_encoding_options(parser: argparse.ArgumentParser, allow_none: bool = False) -> None:
+    """Add the options of encoding to a parser; `allow_none` offers `--plm_name none`, no encoding."""
     none = f"; {NO_ENCODER}: do not encode" if allow_none else ""
     add = parser.add_argument_group("encoding of the texts").add_argument
     add("--plm_name", default=DEFAULT_ENCODER, metavar="NAME",
@@ -31,43 +28,8 @@ def add_encoding_options(parser, allow_none=False):
         help="tokens of a batch (default: 1024 on the CPU, where each thread has its own, 65536 on a GPU)")  # fmt: skip
 
 
-def check_encoding_options(options):
-    """Load the encoder and check the options before long work that encoding is to follow.
-
-    Args:
-        options (argparse.Namespace): of `add_encoding_options`.
-
-    Raises:
-        UserError: the encoder cannot be loaded or used, or an option is out of range.
-    """
-    if options.plm_name != NO_ENCODER:
-        from dataset.preprocessing.encode_text import check_settings
-
-        check_settings(**_settings(options))
-
-
-def encode_as_asked(name, path, options):
-    """Encode the texts of a data set, unless the options say `--plm_name none`.
-
-    Args:
-        name (str), path (str): see `encode_text.encode_dataset`.
-        options (argparse.Namespace): of `add_encoding_options`.
-
-    Returns:
-        list of str: the feature files written.
-
-    Raises:
-        UserError: see `encode_text.encode_dataset`.
-    """
-    if options.plm_name == NO_ENCODER:
-        return []
-    from dataset.preprocessing.encode_text import encode_dataset
-
-    return encode_dataset(name, path, **_settings(options))
-
-
-def _settings(options):
-    """The arguments of `encode_text.encode_dataset`."""
+def encoding_settings(options: argparse.Namespace) -> dict:
+    """Turn the options of `add_encoding_options` into keyword arguments of `encode_text.encode_dataset`."""
     return {
         "encoder": options.plm_name,
         "pooling": options.emb_type,

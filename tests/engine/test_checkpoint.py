@@ -427,7 +427,7 @@ def test_a_checkpoint_describes_its_features(data, tmp_path):
 
 
 class Features:
-    source = "Tiny.feat1CLS"
+    paths = ("Tiny.feat1CLS",)
 
     def __init__(self, **description):
         self.description = description

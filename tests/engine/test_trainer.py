@@ -1,7 +1,6 @@
 """The training loop: early stopping to the letter, the right files saved, a training that goes on bit for bit."""
 
 import glob
-import json
 import math
 import os
 
@@ -11,11 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import pretrain
 from common.errors import UserError
-from common.files import read_json
 from data import UniSRecDataset
 from engine.building import build_model, set_seeds
 from engine.checkpoint import load_weights, read_checkpoint
-from engine.reporting import Stopwatch, result_path, write_result
+from engine.runs import Run
 from engine.trainer import Trainer, _mean_loss
 from tests.conftest import SMALL, small_config
 from unisrec import UniSRec
@@ -255,6 +253,36 @@ def one_epoch(tmp_path):
     return first.path.format(epoch=1)
 
 
+@pytest.mark.parametrize("taken", ["line-3", "line-4", "line-1-stopped", "line-3-stopped"])
+def test_checkpoints_of_another_run_are_not_replaced(tmp_path, taken):
+    def trainer(name):
+        made = line_trainer(tmp_path, epochs=4)
+        made.path, made.run = str(tmp_path / "line-{epoch}.pth"), Run(name)
+        made.progress.epoch = 1  # as if resumed
+        return made
+
+    path = str(tmp_path / f"{taken}.pth")
+    trainer("first").save(path)
+    with pytest.raises(
+        UserError, match=f"{taken}.pth: is of another run .run first: .*; give another --checkpoint_dir"
+    ):
+        trainer("second").fit([Batch()], save_step=3)
+    assert os.listdir(tmp_path) == [f"{taken}.pth"] and read_checkpoint(path)["run"] == "first"
+    again = trainer("first")
+    assert again.fit([Batch()], save_step=3).epoch == 4 and again.model.value.item() == 3
+
+
+@pytest.mark.parametrize("name", ["line-1", "line-2", "line-0-stopped", "line-4-stopped", "line-5", "other-3"])
+def test_files_that_a_training_does_not_write_are_not_in_its_way(tmp_path, name):
+    trainer = line_trainer(tmp_path, epochs=4)
+    trainer.path, trainer.run = str(tmp_path / "line-{epoch}.pth"), Run("second", "start")
+    trainer.progress.epoch = 1
+    (tmp_path / f"{name}.pth").touch()
+    trainer.fit([Batch()], save_step=3)
+    checkpoint = read_checkpoint(str(tmp_path / "line-4.pth"))
+    assert (checkpoint["run"], checkpoint["run_start"]) == ("second", "start")
+
+
 def test_a_training_goes_on_with_the_learning_rate_of_today(tmp_path, caplog):
     path = one_epoch(tmp_path)
     again = line_trainer(tmp_path, epochs=2, learning_rate=0.25, weight_decay=0.5)
@@ -282,36 +310,7 @@ def test_the_loss_of_an_epoch_is_that_of_its_predictions():
     assert _mean_loss([[]]) == (0.0, 0)
 
 
-# -- results ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_result_holds_everything_unrounded(tmp_path):
-    config = small_config("transductive_ft", "Tiny", "nowhere", checkpoint_dir=str(tmp_path))
-    metrics = {"valid": {"ndcg@10": 1 / 3}, "test": {"ndcg@10": 2 / 7}}
-    seconds = {"load": 0.5, "train": 1.5, "evaluate": 0.25}
-    path = result_path(config, str(tmp_path / "UniSRec.pth"))
-    written = write_result(path, config, "UniSRec.pth", 3, metrics, seconds, 1000.5, best_epoch=2)
-    result = json.loads((tmp_path / "UniSRec.json").read_text())
-    assert result == written == read_json(path)
-    assert result["metrics"] == metrics and result["seconds"] == seconds and result["rows_per_second"] == 1000.5
-    assert (result["model"], result["dataset"], result["train_stage"]) == ("UniSRec", "Tiny", "transductive_ft")
-    assert (result["seed"], result["epochs"], result["checkpoint"]) == (2020, 3, "UniSRec.pth")
-    assert result["peak_memory_mb"] > 50
-    assert result["versions"]["torch"] == torch.__version__ and len(result["versions"]) >= 4
-    config["result_file"] = str(tmp_path / "deep" / "other.json")
-    assert result_path(config, "UniSRec.pth") == str(tmp_path / "deep" / "other.json")
-
-
-def test_a_stopwatch_adds_up():
-    watch = Stopwatch()
-    for name in ("load", "train", "load"):
-        with watch(name):
-            pass
-    first = dict(watch.seconds)
-    assert set(first) == {"load", "train"} and all(value >= 0 for value in first.values())
-    with watch("load"):
-        sum(range(100000))
-    assert watch.seconds["load"] > first["load"] and watch.seconds["train"] == first["train"]
+# -- models ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_seed_fixes_the_initial_weights_and_ranks_differ_in_noise(tiny):

@@ -17,8 +17,9 @@ import pytest
 
 from common.errors import UserError
 from dataset.preprocessing import encode_text, encoder
+from dataset.preprocessing.command_line import check_encoding_options, encode_as_asked
 from dataset.preprocessing.encode_text import copy_split, encode_dataset, main
-from dataset.preprocessing.encoding_options import add_encoding_options, check_encoding_options, encode_as_asked
+from dataset.preprocessing.encoding_options import add_encoding_options
 from dataset.preprocessing.texts import drop_words
 from tests.preprocessing.test_encoder import WORDS, reference, write_tiny_bert
 
@@ -408,8 +409,6 @@ def test_mistakes_show_before_long_work(bert, words, message):
 
 
 def test_asking_for_help_loads_no_language_model():
-    script = (
-        "import sys, dataset.preprocessing.encoding_options; print(sorted({'torch', 'transformers'} & {*sys.modules}))"
-    )
+    script = "import sys, dataset.preprocessing.command_line; print(sorted({'torch', 'transformers'} & {*sys.modules}))"
     out, err = start(script).communicate(timeout=60)
     assert out == "[]\n", err
