@@ -135,8 +135,8 @@ def made_by(path: str) -> dict:
         Values of the keys `encoder`, `pooling` and `normalised` that are known.
     """
     description = feature_description(path)
-    told = {key: description[key] for key in ("encoder", "pooling", "normalised") if key in description}
-    return made_by_suffix(path.rpartition(".")[2]) | told
+    described = {key: description[key] for key in ("encoder", "pooling", "normalised") if key in description}
+    return made_by_suffix(path.rpartition(".")[2]) | described
 
 
 def made_by_suffix(suffix: str) -> dict:

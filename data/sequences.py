@@ -24,7 +24,7 @@ class Sequences:
         items: int32 [T], item ids 1..N. Padding (0) does not occur.
         weights: uint32 [T], how many rows of the file predict this item from those before it in its sequence.
         users: int64 [S], the user's number in the file, in mixtures `domain * DOMAIN_STRIDE + number`.
-        cut_length: the history length at which the file was cut. A prediction sees at most so many items.
+        cut_length: the history length at which the file was cut. A prediction sees at most this many items.
     """
 
     offsets: np.ndarray

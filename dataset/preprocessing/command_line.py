@@ -83,7 +83,7 @@ def process(
     print(report(description))
     folder = os.path.join(options.output_path, options.dataset)
     print(f"  {folder} written in {time.perf_counter() - start:.1f} s", flush=True)
-    encode_as_asked(options.dataset, options.output_path, options)
+    encode_if_requested(options.dataset, options.output_path, options)
 
 
 def check_encoding_options(options: argparse.Namespace) -> None:
@@ -96,12 +96,12 @@ def check_encoding_options(options: argparse.Namespace) -> None:
         UserError: the encoder cannot be loaded or used, or an option is out of range.
     """
     if options.plm_name != NO_ENCODER:
-        from dataset.preprocessing.encode_text import check_settings  # here: takes 3.5 s to import
+        from dataset.preprocessing.encode_text import check_settings  # torch and transformers: 3.5 s
 
         check_settings(**encoding_settings(options))
 
 
-def encode_as_asked(name: str, path: str, options: argparse.Namespace) -> list[str]:
+def encode_if_requested(name: str, path: str, options: argparse.Namespace) -> list[str]:
     """Encode the texts of a data set, unless `--plm_name none` is given.
 
     Args:
@@ -116,6 +116,6 @@ def encode_as_asked(name: str, path: str, options: argparse.Namespace) -> list[s
     """
     if options.plm_name == NO_ENCODER:
         return []
-    from dataset.preprocessing.encode_text import encode_dataset
+    from dataset.preprocessing.encode_text import encode_dataset  # torch and transformers: 3.5 s
 
     return encode_dataset(name, path, **encoding_settings(options))

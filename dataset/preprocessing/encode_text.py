@@ -1,14 +1,14 @@
 """Encode the item texts of a data set with a frozen language model: NAME.text -> NAME.feat1CLS, NAME.feat2CLS.
 
-`feat1` holds the vector of each item's text, `feat2` that of the text with a part of its words dropped: raw float32
-rows in the order of `NAME.item2index`. A description stands beside each (`NAME.feat1CLS.json`). Nothing else of the
-data set is touched, so its texts can be encoded again with another encoder.
+`feat1` holds the vector of each item's text, `feat2` that of the text after random words were dropped. Both are raw
+float32 rows in the order of `NAME.item2index`. Each has a description beside it (`NAME.feat1CLS.json`), and NAME.json
+lists them. No other file is changed, so the texts can be encoded again with another encoder.
 
     python dataset/preprocessing/encode_text.py -d Scientific                       # bert-base-uncased, CLS
     python dataset/preprocessing/encode_text.py -d Scientific --plm_name minilm     # Mean; needs no network
     torchrun --nproc_per_node=4 dataset/preprocessing/encode_text.py -d Scientific  # a GPU for each process
 
-A run that was stopped goes on where it was when it is started again, and ends in the same bytes.
+A run that was stopped can be started again. It resumes where it was, and the result is the same to the byte.
 """
 
 import argparse
@@ -18,9 +18,11 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, PROJECT)  # so that the script finds `common`, from whatever folder it is started
+sys.path.insert(0, PROJECT)  # so that the script finds `common` from any working folder
 
 import numpy as np  # noqa: E402
 
@@ -49,43 +51,43 @@ SPLIT_FILES = ("train.inter", "valid.inter", "test.inter", "text", "item2index",
 
 
 def encode_dataset(
-    name,
-    path,
-    encoder="minilm",
-    pooling=None,
-    word_drop_ratio=0.15,
-    variants=1,
-    seed=2020,
-    normalise=False,
-    gpu_id=None,
-    precision="auto",
-    batch_tokens=None,
-    progress=True,
-):
+    name: str,
+    path: str,
+    encoder: str = "minilm",
+    pooling: str | None = None,
+    word_drop_ratio: float = 0.15,
+    variants: int = 1,
+    seed: int = 2020,
+    normalise: bool = False,
+    gpu_id: int | None = None,
+    precision: str = "auto",
+    batch_tokens: int | None = None,
+    progress: bool = True,
+) -> list[str]:
     """Write the feature files of a data set and their descriptions into PATH/NAME.
 
-    A part that is finished stays, in a hidden folder beside the data set's files, until all is written: called again
-    with the same settings after a kill, this goes on, and ends in the same bytes. Called by every process of a
-    `torch.distributed` group, each encodes a share, and the first writes the files.
+    Finished shards are kept in a hidden folder beside the data set's files until everything is written. After a kill, a
+    call with the same settings resumes from them, and the result is the same to the byte. In a process group, every
+    process calls this and encodes a share. Process 0 writes the files.
 
-    `NAME.json`, the data set's description, gets an entry for each file under `features`; the rest of it stays.
+    `NAME.json`, the data set's description, gets an entry for each file under `features`. Its other entries stay.
 
     Args:
-        name (str): the data set.
-        path (str): the folder that holds the data set's folder.
-        word_drop_ratio (float): probability with which each word is left out of the texts of feat2, feat3, ...
-        variants (int): how many draws of words to leave out, from 0 on: feat2, feat3, ...
-        seed (int): of the word dropping.
-        normalise (bool): scale each vector to length 1.
+        name: the data set.
+        path: the folder that holds the data set's folder.
+        word_drop_ratio: the probability with which each word of a text is dropped for feat2, feat3, ...
+        variants: the number of files with dropped words (feat2, feat3, ...), from 0 on.
+        seed: of the dropped words.
+        normalise: scale each vector to length 1.
         encoder, pooling, gpu_id, precision, batch_tokens: see `encoder.Encoder`.
-        progress (bool): show texts per second and the time left on stderr.
+        progress: show texts per second and the time left on stderr.
 
     Returns:
-        list of str: the feature files.
+        The paths of the feature files.
 
     Raises:
-        UserError: the folder, its `.text` or its `.item2index` is missing, an item has no text, the disk is full; see
-            also `encoder.Encoder`.
+        UserError: the folder, its `.text` or its `.item2index` is missing, an item has no text, or the disk is full.
+            See also `encoder.Encoder`.
     """
     stem = os.path.join(path, name, name)
     texts = in_step(load_dataset_texts, name, path)
@@ -93,28 +95,36 @@ def encode_dataset(
     views = in_step(_views, texts, word_drop_ratio, variants, seed)
     model = in_step(Encoder, encoder, pooling, batch_tokens, gpu_id, precision)
 
-    work = TokenisedTexts([text for view in views for text in view], model, progress)
-    shards = Shards(os.path.join(path, name, f".{name}.{model.pooling}.shards"), model, work)
+    tokenised = TokenisedTexts([text for view in views for text in view], model, progress)
+    shards = Shards(os.path.join(path, name, f".{name}.{model.pooling}.shards"), model, tokenised)
     in_step(lambda: shards.prepare() if is_main() else None)
     in_step(shards.encode_missing, progress)
 
-    about = {
+    common = {
         "encoder": encoder, "pooling": model.pooling, "precision": model.precision, "width": model.width,
         "normalised": normalise, "dtype": "float32", "items": len(texts), "word_drop": 0.0, "seed": seed,
-        "texts_sha256": texts_sha256(texts),  # of the texts before any word is dropped, in every description
+        "texts_sha256": texts_sha256(texts),  # of the whole texts, also for features of texts with dropped words
     }  # fmt: skip
     descriptions = {
-        f"feat{number}{model.pooling}": about | ({"word_drop": word_drop_ratio} if number > 1 else {})
+        f"feat{number}{model.pooling}": common | ({"word_drop": word_drop_ratio} if number > 1 else {})
         for number in range(1, len(views) + 1)
     }
-    in_step(lambda: _write_features(stem, shards, work, descriptions) if is_main() else None)
+    in_step(lambda: _write_features(stem, shards, tokenised, descriptions) if is_main() else None)
     return [f"{stem}.{suffix}" for suffix in descriptions]
 
 
 def check_settings(
-    encoder, pooling, word_drop_ratio, variants, seed, normalise=False, gpu_id=None, precision="auto", batch_tokens=None
-):
-    """Find out before long work whether `encode_dataset` can use these settings; loads the encoder.
+    encoder: str,
+    pooling: str | None,
+    word_drop_ratio: float,
+    variants: int,
+    seed: int,
+    normalise: bool = False,
+    gpu_id: int | None = None,
+    precision: str = "auto",
+    batch_tokens: int | None = None,
+) -> None:
+    """Check before a long computation that `encode_dataset` can use these settings. Loads the encoder.
 
     Raises:
         UserError: see `encode_dataset`.
@@ -123,17 +133,17 @@ def check_settings(
     Encoder(encoder, pooling, batch_tokens, gpu_id, precision)
 
 
-def _views(texts, word_drop_ratio, variants, seed):
-    """The texts to encode for each feature file, list of lists of str: the whole ones, and each draw of words."""
+def _views(texts: Sequence[str], word_drop_ratio: float, variants: int, seed: int) -> list[list[str]]:
+    """The texts to encode for each feature file: the whole texts, then those with dropped words."""
     if variants < 0:
-        raise UserError(f"--variants {variants}: expected a whole number from 0 (feat1 only)")
-    drop_words([], word_drop_ratio, seed)  # checks both
-    spoken = [text if has_words(text) else UNKNOWN_TEXT for text in texts]
-    return [spoken, *(drop_words(spoken, word_drop_ratio, seed, number) for number in range(1, variants + 1))]
+        raise UserError(f"--variants {variants}: expected a whole number from 0 (feat1 only) on")
+    drop_words([], word_drop_ratio, seed)  # checks the ratio and the seed also if there are no variants
+    whole = [text if has_words(text) else UNKNOWN_TEXT for text in texts]
+    return [whole, *(drop_words(whole, word_drop_ratio, seed, number) for number in range(1, variants + 1))]
 
 
-def load_dataset_texts(name, path):
-    """The texts of a data set's items in index order, list of str. Empty ones are named on stderr.
+def load_dataset_texts(name: str, path: str) -> list[str]:
+    """The texts of a data set's items, in the order of their indices. Items with an empty text are named on stderr.
 
     Raises:
         UserError: the folder or a file is missing, there is no item, or an item has no line in `.text`.
@@ -141,7 +151,9 @@ def load_dataset_texts(name, path):
     folder = os.path.join(path, name)
     if not os.path.isdir(folder):
         near = did_you_mean(name, os.listdir(path)) if os.path.isdir(path) else ""
-        raise UserError(f"{folder}: no such data set folder{near or '; process the data set first, or give --path'}")
+        raise UserError(
+            f"{folder}: no such data set folder{near or '; process the data set first, or name its folder with --path'}"
+        )
     texts = read_texts(os.path.join(folder, f"{name}.text"))
     items = read_item_order(os.path.join(folder, f"{name}.item2index"))
     if not items:
@@ -162,62 +174,69 @@ def load_dataset_texts(name, path):
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
-def _check_can_describe(stem):
+def _check_can_describe(stem: str) -> None:
     check_can_write(f"{stem}.json")
     _read_description(stem)
 
 
-def _read_description(stem):
-    """What NAME.json says of the data set, dict; where there is none, its name."""
-    source = f"{stem}.json"
-    about = read_json(source) if os.path.isfile(source) else {"name": os.path.basename(stem)}
-    if not isinstance(about, dict) or not isinstance(about.get("features", {}), dict):
-        raise UserError(f"{source}: expected a JSON object, with features as one too; process the data set again")
-    return about
+def _read_description(stem: str) -> dict[str, Any]:
+    """The data set's description, NAME.json. If there is none, a new one that holds only the name."""
+    path = f"{stem}.json"
+    description = read_json(path) if os.path.isfile(path) else {"name": os.path.basename(stem)}
+    if not isinstance(description, dict) or not isinstance(description.get("features", {}), dict):
+        raise UserError(
+            f"{path}: expected a JSON object in which features is a JSON object; process the data set again"
+        )
+    return description
 
 
-def _write_features(stem, shards, work, descriptions):
-    """Put the vectors of the shards in the order of the items and write all files; the shards go.
+def _write_features(
+    stem: str, shards: Shards, tokenised: TokenisedTexts, descriptions: dict[str, dict[str, Any]]
+) -> None:
+    """Copy the vectors from the shards into the order of the items, write all files, and delete the shards.
 
     Args:
-        stem (str): PATH/NAME/NAME.
-        descriptions (dict): suffix of each feature file (`feat1CLS`, ...) -> what its description says, dict.
+        stem: PATH/NAME/NAME.
+        shards, tokenised: the vectors of the distinct texts, and which of them belongs to each item.
+        descriptions: suffix of each feature file (`feat1CLS`, ...) -> its description, which is completed.
     """
     normalise = next(iter(descriptions.values()))["normalised"]
-    rows = work.rows.reshape(len(descriptions), -1)  # [files, items]
-    for number, (suffix, about) in enumerate(descriptions.items()):
-        # All are written before the first takes its place: what is stopped here leaves nothing beside the shards.
-        assembled = os.path.join(shards.folder, suffix)
+    rows = tokenised.rows.reshape(len(descriptions), -1)  # [files, items]
+    for number, (suffix, description) in enumerate(descriptions.items()):
+        # All files are written beside the shards before the first is moved: a run stopped here leaves no new file.
+        temporary = os.path.join(shards.folder, suffix)
         blocks = shards.blocks(rows[number])
-        write_rows(assembled, map(_normalised, blocks) if normalise else blocks)
-        about |= {"bytes": os.path.getsize(assembled), "sha256": file_sha256(assembled), "versions": versions()}
-    for suffix, about in descriptions.items():
+        write_rows(temporary, map(_normalise, blocks) if normalise else blocks)
+        description |= {"bytes": os.path.getsize(temporary), "sha256": file_sha256(temporary), "versions": versions()}
+    for suffix, description in descriptions.items():
         with writing(f"{stem}.{suffix}"):
             os.replace(os.path.join(shards.folder, suffix), f"{stem}.{suffix}")
-        write_json(f"{stem}.{suffix}.json", about)
-    whole = _read_description(stem)
-    write_json(f"{stem}.json", whole | {"features": whole.get("features", {}) | descriptions})
+        write_json(f"{stem}.{suffix}.json", description)
+    data_set = _read_description(stem)
+    write_json(f"{stem}.json", data_set | {"features": data_set.get("features", {}) | descriptions})
     shards.remove()
 
 
-def _normalised(rows):
-    """Float rows [n, width] scaled to length 1."""
+def _normalise(rows: np.ndarray) -> np.ndarray:
+    """Scale float rows [n, width] to length 1."""
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def copy_split(name, source, path):
-    """Copy the files of a published split (DIR/NAME.*, without features) into PATH/NAME.
+def copy_split(name: str, source: str, path: str) -> None:
+    """Copy the files SOURCE/NAME.* of a published split, without features, into PATH/NAME.
 
     Raises:
-        UserError: a file is missing at the source, or a different one already stands at the target.
+        UserError: a file is missing in SOURCE, or a different file already exists in PATH/NAME.
     """
     target = os.path.join(path, name)
     pairs = [(os.path.join(source, f"{name}.{end}"), os.path.join(target, f"{name}.{end}")) for end in SPLIT_FILES]
     for old, new in pairs:
         if not os.path.isfile(old):
-            raise UserError(f"{old}: no such file; --copy_from takes the folder of a published split of {name}")
+            raise UserError(
+                f"{old}: no such file; expected --copy_from to name the folder of a published split of {name}"
+            )
         if os.path.exists(new) and not filecmp.cmp(old, new, shallow=False):
-            raise UserError(f"{new}: differs from {old}; remove it, or give another --path")
+            raise UserError(f"{new}: differs from {old}; remove it, or choose another --path")
     for old, new in pairs:
         if not os.path.exists(new):
             with atomic_path(new) as temporary:
@@ -227,7 +246,7 @@ def copy_split(name, source, path):
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Encode the item texts of a data set with a frozen language model.")
     parser.add_argument("-d", "--dataset", required=True, metavar="NAME", help="the data set")
     parser.add_argument("--path", default=os.path.join(PROJECT, "dataset", "downstream"), metavar="DIR",
@@ -237,21 +256,21 @@ def _parser():
     return parser
 
 
-def main(argv):
-    """The command; see the top of the file."""
+def main(argv: list[str]) -> None:
+    """Run the command. It is described at the top of the file."""
     options = _parser().parse_args(argv)
-    # under torchrun only errors and shards' numbers are exchanged, and one process may wait long
+    # a long timeout: processes meet only before and after the encoding
     with process_group(timeout=datetime.timedelta(days=7)):
         try:
             _run(options)
         except UserError:
             if is_main():
                 raise
-            time.sleep(1)  # torchrun ends all processes when one has ended: the first is to tell the error before
+            time.sleep(1)  # If one process exits, torchrun kills the others. Process 0 must print the error before.
             raise SystemExit(2) from None
 
 
-def _run(options):
+def _run(options: argparse.Namespace) -> None:
     if options.plm_name == NO_ENCODER:
         raise UserError(f"--plm_name {NO_ENCODER}: nothing to do; expected minilm, a folder or a Hugging Face name")
     start = time.perf_counter()

@@ -7,25 +7,25 @@ NO_ENCODER = "none"
 
 
 def add_encoding_options(parser: argparse.ArgumentParser, allow_none: bool = False) -> None:
-    """Add the options of encoding to a parser; `allow_none` offers `--plm_name none`, no encoding."""
+    """Add the options of encoding to a parser. `allow_none` adds `--plm_name none`, which does not encode."""
     none = f"; {NO_ENCODER}: do not encode" if allow_none else ""
     add = parser.add_argument_group("encoding of the texts").add_argument
     add("--plm_name", default=DEFAULT_ENCODER, metavar="NAME",
         help=f"the language model: minilm (installed all-MiniLM-L6-v2), a local folder, or a Hugging Face name{none} "
              f"(default: {DEFAULT_ENCODER})")  # fmt: skip
-    add("--emb_type", metavar="CLS|Mean", help="default: Mean for minilm, CLS for any other")
+    add("--emb_type", metavar="CLS|Mean", help="pooling of the token vectors (default: Mean for minilm, else CLS)")
     add("--word_drop_ratio", type=float, default=0.15, metavar="SHARE",
-        help="of the words that feat2 leaves out (default: 0.15)")  # fmt: skip
+        help="probability that feat2 drops a word of a text (default: 0.15)")  # fmt: skip
     add("--variants", type=int, default=1, metavar="N",
-        help="how many draws of words are left out, each in a file: feat2, feat3, ... (default: 1)")  # fmt: skip
-    add("--seed", type=int, default=2020, metavar="N", help="of the word dropping (default: 2020)")
+        help="files of texts with dropped words: feat2, feat3, ... (default: 1)")  # fmt: skip
+    add("--seed", type=int, default=2020, metavar="N", help="seed of the dropped words (default: 2020)")
     add("--normalise", action="store_true", help="scale each vector to length 1")
     add("--gpu_id", type=int, metavar="N",
-        help="GPU to encode on, -1: the CPU (default: the first; under torchrun each process its own)")  # fmt: skip
+        help="GPU to encode on, -1 for the CPU (default: the first; with torchrun one per process)")  # fmt: skip
     add("--precision", default="auto", metavar="auto|fp32|bf16",
-        help="default: auto, bf16 where the processor multiplies it natively")  # fmt: skip
+        help="auto: bf16 if the processor multiplies it natively, else fp32 (default: auto)")  # fmt: skip
     add("--batch_tokens", type=int, metavar="N",
-        help="tokens of a batch (default: 1024 on the CPU, where each thread has its own, 65536 on a GPU)")  # fmt: skip
+        help="most tokens in a batch (default: 1024 per thread on the CPU, 65536 on a GPU)")  # fmt: skip
 
 
 def encoding_settings(options: argparse.Namespace) -> dict:

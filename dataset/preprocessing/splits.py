@@ -232,7 +232,7 @@ def check_name(name: str) -> None:
         UserError: it cannot.
     """
     if not name or name != os.path.basename(name) or name.startswith(".") or not name.isprintable():
-        raise UserError(f"--dataset {name!r}: expected a plain name, such as Pantry")
+        raise UserError(f"--dataset {name!r}: expected a plain folder name, such as Pantry")
 
 
 def _of_items(rows: Interactions, items: pl.Series) -> Interactions:

@@ -383,8 +383,8 @@ def _split_header(file, path: str, separator: str | None) -> tuple[list[str], st
 def _column_index(column: str, names: Sequence[str], path: str) -> int:
     if column in names:
         return names.index(column)
-    near = did_you_mean(column, names)
-    raise UserError(f"{path}: has no column {column}; found {', '.join(names)[:200]}{near}; name one of these columns")
+    advice = did_you_mean(column, names) or "; check the file and the name of the column"
+    raise UserError(f"{path}: has no column {column}; found {', '.join(names)[:200]}{advice}")
 
 
 def _read_whole_rows(file, unread: bytes, layout: _Layout) -> bytes:

@@ -46,7 +46,7 @@ def time_column(
         if not _readable_share(sample, _date(column, date_format)):
             raise UserError(
                 f"--timestamp_format {date_format}: does not fit {sample[column][0]!r} in the column {column} of "
-                f"{path}; numbers and Parquet's own times need no format"
+                f"{path}; leave the option out for numbers and for Parquet's own times"
             )
         return _date(column, date_format)
     value = pl.col(column).str.strip_chars()

@@ -17,7 +17,7 @@ import pytest
 
 from common.errors import UserError
 from dataset.preprocessing import encode_text, encoder
-from dataset.preprocessing.command_line import check_encoding_options, encode_as_asked
+from dataset.preprocessing.command_line import check_encoding_options, encode_if_requested
 from dataset.preprocessing.encode_text import copy_split, encode_dataset, main
 from dataset.preprocessing.encoding_options import add_encoding_options
 from dataset.preprocessing.texts import drop_words
@@ -166,7 +166,7 @@ def test_copy_from_copies_once_and_refuses_other_files(bert, dataset, tmp_path, 
 # -- errors --------------------------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_one_line_and_leave_nothing(bert, dataset, tmp_path):
+def test_errors_are_one_line_and_leave_nothing(bert, dataset, tmp_path):
     def fails(match, name="A", encoder=bert, **options):
         with pytest.raises(UserError, match=match) as failure:
             encode_dataset(name, str(dataset), encoder, progress=False, **options)
@@ -308,7 +308,7 @@ dist.init_process_group("gloo")
 try:
     encoder.in_step(error)
 except UserError as failure:
-    print("told:", failure)
+    print("raised:", failure)
 assert encoder.in_step(dist.get_rank) == int(os.environ["RANK"])
 dist.destroy_process_group()
 
@@ -345,12 +345,12 @@ def test_two_processes_write_what_one_writes(bert, tmp_path, monkeypatch):
               MASTER_ADDR="127.0.0.1", MASTER_PORT=first, SECOND_PORT=second, THIRD_PORT=third, THEN="error")
         for number in (0, 1)
     ]  # fmt: skip
-    told = [run.communicate(timeout=120) for run in runs]
-    assert [run.returncode for run in runs] == [2, 2], told
-    assert [out.splitlines()[0] for out, _ in told] == ["told: the second cannot"] * 2
-    assert ["shards: [0, 2, 4]" in told[0][0], "shards: [1, 3]" in told[1][0]] == [True, True], told
-    assert [out.count(" written in ") for out, _ in told] == [1, 0], "one process tells"
-    assert [err.count("error: --variants -1: expected") for _, err in told] == [1, 0], told
+    outcomes = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [2, 2], outcomes
+    assert [out.splitlines()[0] for out, _ in outcomes] == ["raised: the second cannot"] * 2
+    assert ["shards: [0, 2, 4]" in outcomes[0][0], "shards: [1, 3]" in outcomes[1][0]] == [True, True], outcomes
+    assert [out.count(" written in ") for out, _ in outcomes] == [1, 0], "one process tells"
+    assert [err.count("error: --variants -1: expected") for _, err in outcomes] == [1, 0], outcomes
 
     monkeypatch.setattr(encoder, "SHARD_TEXTS", 2)
     main([*options, "--path", str(tmp_path / "one")])
@@ -373,7 +373,7 @@ def test_the_options_reach_the_encoder(bert, dataset):
         "--gpu_id=-1", "--precision=bf16", "--batch_tokens=40",
     )  # fmt: skip
     check_encoding_options(options)
-    files = encode_as_asked("A", str(dataset), options)
+    files = encode_if_requested("A", str(dataset), options)
     assert [os.path.basename(file) for file in files] == ["A.feat1Mean", "A.feat2Mean", "A.feat3Mean"]
     about = json.loads((dataset / "A" / "A.feat3Mean.json").read_text())
     expected = {"pooling": "Mean", "word_drop": 0.4, "seed": 5, "normalised": True, "precision": "bf16"}
@@ -383,7 +383,7 @@ def test_the_options_reach_the_encoder(bert, dataset):
 def test_none_does_not_encode(dataset):
     options = parsed("--plm_name=none")
     check_encoding_options(options)
-    assert encode_as_asked("A", str(dataset), options) == [] == list(encoded(dataset / "A"))
+    assert encode_if_requested("A", str(dataset), options) == [] == list(encoded(dataset / "A"))
     with pytest.raises(UserError, match="--plm_name none: nothing to do"):
         main(["-d", "A", "--path", str(dataset), "--plm_name=none"])
 
@@ -405,7 +405,7 @@ def test_the_default_is_the_papers_encoder_in_commands_and_minilm_in_python():
         (["--precision=fp16"], "--precision fp16"),
     ],
 )
-def test_mistakes_show_before_long_work(bert, words, message):
+def test_errors_show_before_long_work(bert, words, message):
     with pytest.raises(UserError, match=message):
         check_encoding_options(parsed(*([] if "plm_name" in words[0] else ["--plm_name", bert]), *words))
 

@@ -292,7 +292,7 @@ def nothing(folder):
         (lambda folder: (folder / "clicks.csv").write_bytes(b""), [], "first line is empty"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_nothing(tmp_path, refused, change, options, message):
+def test_errors_are_one_line_and_leave_nothing(tmp_path, refused, change, options, message):
     argv = small(tmp_path)
     change(tmp_path)
     before = sorted(tmp_path.rglob("*"))

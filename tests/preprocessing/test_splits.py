@@ -221,8 +221,8 @@ def test_a_full_disk_leaves_the_old_data_set(tmp_path, monkeypatch):
         (sequence("u", "abc"), {"missing_text": "dorp"}, "did you mean drop"),
         (sequence("u", "abc"), {"split": "tmie"}, "did you mean time"),
         (sequence("u", "abc"), {"test_share": 0.9}, "leave something to train on"),
-        (sequence("u", "abc"), {"name": "a/b"}, "expected a plain name"),
-        (sequence("u", "abc"), {"name": ""}, "expected a plain name"),
+        (sequence("u", "abc"), {"name": "a/b"}, "expected a plain folder name"),
+        (sequence("u", "abc"), {"name": ""}, "expected a plain folder name"),
         ([("u", "a", 1), ("u", "b", 1)], {"split": "time"}, "no row for valid"),
     ],
 )
