@@ -17,6 +17,8 @@ import run_baseline
 from engine.settings import ROOT
 from tests.conftest import SMALL, WIDTH, write_mix, write_tiny
 
+pytestmark = pytest.mark.slow
+
 HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
 GARBAGE = np.random.default_rng(0).bytes(20000)
 
@@ -467,7 +469,6 @@ def test_a_checkpoint_that_cannot_be_resumed(pre, published, tmp_path):
 # -- a process of its own --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_process_ends_with_code_2_and_one_line(tmp_path):
     """As the user sees it: from another folder, with nothing else on stderr, not even a library's warning."""
     data_path = write_tiny(tmp_path / "data")

@@ -148,6 +148,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
     assert f"differences from {paths[0]}, with" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_script_runs_from_any_folder(files, tmp_path):
     script = f"{ROOT}/experiments/compare.py"
 
