@@ -36,9 +36,10 @@ from engine.config import ROOT
 
 _DIGITS = 10  # of an id: among 10,000 runs two have the same one with a probability of 1 in 20,000
 _CODE = ("unisrec.py", "baselines", "common", "data", "engine", "layers")
-_PLACES = {"data_path", "checkpoint_dir", "result_file", "ranks_file", "show_progress", "pretrained", "resume"}
-_PLACES |= {"device", "use_gpu", "gpu_id", "local_rank"}
-_LENGTH = {"epochs", "save_step"}
+# settings that do not change the result, or whose content counts instead of their value
+_NO_EFFECT = {"data_path", "checkpoint_dir", "result_file", "ranks_file", "show_progress", "pretrained", "resume"}
+_NO_EFFECT |= {"device", "use_gpu", "gpu_id", "local_rank"}
+_LENGTH = {"epochs", "save_step"}  # of a pre-training
 logger = logging.getLogger(__name__)
 
 
@@ -114,7 +115,7 @@ def _make_run(basis, start):
 def _basis(config, dataset):
     """What decides the result apart from the initial weights: str."""
     pretraining = config["train_stage"] == "pretrain"
-    left_out = _PLACES | (_LENGTH if pretraining else set())
+    left_out = _NO_EFFECT | (_LENGTH if pretraining else set())
     settings = {key: value for key, value in config.plain().items() if key not in left_out}
     data = _data_hash(dataset, SPLITS[:1] if pretraining else SPLITS)
     return f"{json.dumps(settings, sort_keys=True)} {data} {_code_hash(config.model_class)}"
