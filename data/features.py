@@ -68,10 +68,11 @@ class ItemFeatures:
 
     def table(self) -> torch.Tensor:
         """The vectors of all N whole texts, [N, D]. With one domain this is the mapped file itself, without a copy."""
+        n_files = len(self.paths) // (2 if self.augmented else 1)  # without those of the shortened texts
         # Mode "c" (copy-on-write): torch requires writable memory, but the files must not change.
         tables = [
             torch.from_numpy(np.memmap(path, mapped.dtype, "c", shape=mapped.shape))
-            for path, mapped in zip(self.paths, self._maps, strict=True)
+            for path, mapped in zip(self.paths[:n_files], self._maps[:n_files], strict=True)
         ]
         return tables[0] if len(tables) == 1 else torch.cat(tables)
 

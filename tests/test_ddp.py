@@ -56,7 +56,7 @@ pytestmark = pytest.mark.slow
 
 STILL = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "adaptor_dropout_prob": 0.0}
 AUGMENT = {"item_drop_ratio": 0.3, "item_drop_coefficient": 0.5}  # views that drop items and such that drop words
-WINDOWS = 11
+SEGMENTS = 11
 # how a global batch of 11 sequences is shared out: evenly, unevenly, all but one or two, and nothing for a process
 SHARES = {
     2: {"even": (6, 5), "uneven": (3, 8), "one": (1, 10), "nothing": (0, 11)},
@@ -82,7 +82,7 @@ def no_chance():
 
 
 def open_stage(stage, folder, **options):
-    """A model without dropout, in training, and the windows of its data, with augmented views in pre-training."""
+    """A model without dropout, in training, and the segments of its data, with augmented views in pre-training."""
     name, data_path = ("Mix", "pretrain") if stage == "pretrain" else ("Tiny", "downstream")
     options = {"checkpoint_dir": folder, "learner": "sgd", "learning_rate": 1e-9, **STILL, **options}
     config = small_config(stage, name, os.path.join(folder, data_path), **options)
@@ -221,7 +221,7 @@ def computed(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("ddp"))
     write_mix(os.path.join(folder, "pretrain"))
     write_tiny(os.path.join(folder, "downstream"))
-    write_downstream(os.path.join(folder, "downstream"), users=2, items=30, window=12, longest=14)
+    write_downstream(os.path.join(folder, "downstream"), users=2, items=30, cut_length=12, longest=14)
     results = {}
     for count in SHARES:
         torch.multiprocessing.spawn(worker, (count, folder, free_port()), nprocs=count)
@@ -231,10 +231,10 @@ def computed(tmp_path_factory):
         for stage in STAGES:
             model, config, batches, _ = open_stage(stage, folder)
             trainer = Trainer(config, model, "nowhere")
-            alone[stage] = loss_and_gradients(trainer, batches.make_batch(np.arange(WINDOWS)))
+            alone[stage] = loss_and_gradients(trainer, batches.make_batch(np.arange(SEGMENTS)))
             model, config, *_ = open_stage(stage, folder, enable_amp=True)
             trainer = Trainer(config, model, "nowhere")
-            alone[stage, "bf16"] = loss_and_gradients(trainer, batches.make_batch(np.arange(WINDOWS)))
+            alone[stage, "bf16"] = loss_and_gradients(trainer, batches.make_batch(np.arange(SEGMENTS)))
     return results, alone, folder
 
 
