@@ -36,18 +36,10 @@ from engine.settings import ROOT
 
 _DIGITS = 10  # of an id: among 10,000 runs two have the same one with a probability of 1 in 20,000
 _CODE = ("unisrec.py", "baselines", "common", "data", "engine", "layers")
-_NO_EFFECT = {
-    "data_path",
-    "checkpoint_dir",
-    "result_file",
-    "ranks_file",
-    "groups",
-    "show_progress",
-    "pretrained",
-    "resume",
-}
-_NO_EFFECT |= {"device", "use_gpu", "gpu_id", "local_rank"}
-_LENGTH = {"epochs", "save_step"}
+# settings that do not change the result, and paths whose content counts instead
+_NO_EFFECT = {"checkpoint_dir", "data_path", "pretrained", "ranks_file", "result_file", "resume"}
+_NO_EFFECT |= {"device", "gpu_id", "groups", "local_rank", "show_progress", "use_gpu"}
+_LENGTH = {"epochs", "save_step"}  # of a pre-training
 logger = logging.getLogger(__name__)
 
 

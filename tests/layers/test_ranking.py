@@ -32,9 +32,9 @@ def test_what_is_no_candidate_does_not_count():
 
 
 def test_a_target_without_a_finite_score_is_ranked_like_any_other():
-    assert rank([0.2, -torch.inf, 0.1], 1) == 2.0
-    assert rank([0.2, torch.inf, 0.1], 1) == 0.0
-    assert rank([-torch.inf, -torch.inf, -torch.inf], 1) == 1.0, "a model that scores nothing does not win"
+    assert rank([0.2, -torch.inf, 0.1], 1) == 3.0
+    assert rank([0.2, torch.inf, 0.1], 1) == 1.0
+    assert rank([-torch.inf, -torch.inf, -torch.inf], 1) == 2.0, "a model that scores nothing does not win"
 
 
 def test_a_row_with_nan_has_no_rank():
