@@ -261,7 +261,7 @@ class UniSRec(AllPositions, SASRec):
 
     @torch.no_grad()
     def ranks(self, interaction: Interaction) -> Tensor:
-        """How many items precede the target of each row, float64 [B]; see `layers.ranking.expected_ranks`.
+        """The rank of each row's target among all items, float64 [B]; see `layers.ranking.expected_ranks`.
 
         The scores of all items are never held at once.
         """

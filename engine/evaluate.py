@@ -185,7 +185,7 @@ class Evaluation:
         return columns
 
     def _ranks(self, scores: Tensor, rows: Interaction, collector: Collector | None) -> Tensor:
-        """Ranks from 0 on, float64 [B], of the rows' targets by scores, float [B, N + 1]; -inf for no candidate."""
+        """Ranks, float64 [B], of the rows' targets by scores, float [B, N + 1]; -inf for no candidate."""
         targets = rows[self.dataset.iid_field].to(scores.device)
         if collector:
             collector.eval_batch_collect(scores, rows, torch.arange(len(targets), device=scores.device), targets)
@@ -220,7 +220,7 @@ class Evaluation:
 
 
 def _own_ranks(model: SequentialRecommender) -> Callable[[Interaction], Tensor] | None:
-    """The model's optional `ranks`: float64 [B], how many items precede each target, without holding all scores.
+    """The model's optional `ranks`: the rank of each target, float64 [B], without holding all scores.
 
     A `ranks` that a derived class inherits knows nothing of scores that the derived class computes itself. So it
     counts only if no class below the one that defines it overrides `full_sort_predict`.
@@ -232,10 +232,10 @@ def _own_ranks(model: SequentialRecommender) -> Callable[[Interaction], Tensor] 
 
 
 def _table(columns: np.ndarray, ranks: np.ndarray) -> RankTable:
-    """The table, sorted by user, of columns int64 [R, 5] and ranks from 0 on, float64 [R]."""
+    """The table, sorted by user, of columns int64 [R, 5] and ranks, float64 [R]."""
     user, target, length, candidates, in_history = columns.T
     order = np.lexsort((target, length, user))  # the same whichever process ranked a row
-    return RankTable(user, target, length, ranks + 1, candidates, in_history.astype(bool))[order]
+    return RankTable(user, target, length, ranks, candidates, in_history.astype(bool))[order]
 
 
 class _TrainingRows:

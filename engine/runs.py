@@ -36,18 +36,10 @@ from engine.settings import ROOT
 
 _DIGITS = 10  # of an id: among 10,000 runs two have the same one with a probability of 1 in 20,000
 _CODE = ("unisrec.py", "baselines", "common", "data", "engine", "layers")
-_WITHOUT_EFFECT = {
-    "data_path",
-    "checkpoint_dir",
-    "result_file",
-    "ranks_file",
-    "groups",
-    "show_progress",
-    "pretrained",
-    "resume",
-}
-_WITHOUT_EFFECT |= {"device", "use_gpu", "gpu_id", "local_rank"}
-_LENGTH = {"epochs", "save_step"}
+# settings that do not change the result, and paths whose content counts instead
+_NO_EFFECT = {"checkpoint_dir", "data_path", "pretrained", "ranks_file", "result_file", "resume"}
+_NO_EFFECT |= {"device", "gpu_id", "groups", "local_rank", "show_progress", "use_gpu"}
+_LENGTH = {"epochs", "save_step"}  # of a pre-training
 logger = logging.getLogger(__name__)
 
 
@@ -124,7 +116,7 @@ def _make_run(basis, start):
 def _basis(config, dataset):
     """What decides the result apart from the initial weights: str."""
     pretraining = config["train_stage"] == "pretrain"
-    left_out = _WITHOUT_EFFECT | (_LENGTH if pretraining else set())
+    left_out = _NO_EFFECT | (_LENGTH if pretraining else set())
     settings = {key: value for key, value in config.plain().items() if key not in left_out}
     data = _data_hash(dataset, SPLITS[:1] if pretraining else SPLITS)
     return f"{json.dumps(settings, sort_keys=True)} {data} {_code_hash(config.model_class)}"

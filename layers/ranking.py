@@ -10,16 +10,17 @@ _SCORES_AT_ONCE = 1 << 23  # held by `ranks_in_blocks`
 
 
 def expected_ranks(scores: Tensor, targets: Tensor) -> Tensor:
-    """How many candidates precede each target. Equal scores count one half, their expectation under random order.
+    """The rank of each target, 1 for the best place. Of the candidates with the target's score, half precede it: the
+    rank is the expectation under random order.
 
     Args:
         scores: float [B, N]; -inf for what is not a candidate.
         targets: int64 [B], the column of each row's target.
 
     Returns:
-        float64 [B], 0 for the best place; NaN where a score of the row is NaN.
+        float64 [B]; NaN where a score of the row is NaN.
     """
-    return _twice_preceding(scores, scores.gather(1, targets[:, None])).sub(1) / 2  # the target is equal to itself
+    return _twice_preceding(scores, scores.gather(1, targets[:, None])).add(1) / 2
 
 
 def ranks_in_blocks(
@@ -38,11 +39,14 @@ def ranks_in_blocks(
     """
     own = score(states[:, None], items[targets][:, None])[:, 0]  # [B, 1]
     blocks = items.split(max(1, _SCORES_AT_ONCE // max(1, len(states))))
-    return sum(_twice_preceding(score(states, block), own) for block in blocks).sub(1) / 2
+    return sum(_twice_preceding(score(states, block), own) for block in blocks).add(1) / 2
 
 
 def _twice_preceding(scores, own):
-    """2 for each score above a row's own, 1 for each equal one: float64 [B]; NaN where a score or `own` is NaN."""
+    """2 for each score above a row's own, 1 for each equal one, which the target itself is: float64 [B].
+
+    NaN where a score or `own` is NaN.
+    """
     margin = (TIE * own.abs()).masked_fill(own.isinf(), 0.0)  # inf - inf is NaN
     points = (scores > own + margin).to(torch.int8).add_(scores >= own - margin)
     total = points.sum(1, dtype=torch.int32).double()  # int64, the default, takes four times as long

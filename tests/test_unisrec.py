@@ -229,7 +229,7 @@ def test_ranks_in_blocks_are_those_of_all_scores(scores_at_once, folder, monkeyp
     (rows,) = loader_batches(dataset, 100)
     with torch.no_grad():
         scores = model.full_sort_predict(rows)
-    expected = (scores > scores.gather(1, rows["item_id"][:, None])).sum(1).double()
+    expected = 1 + (scores > scores.gather(1, rows["item_id"][:, None])).sum(1).double()
     assert torch.equal(model.ranks(rows), expected) and len(expected.unique()) > 5
     assert torch.equal(expected_ranks(scores, rows["item_id"]), expected)
 
@@ -250,12 +250,12 @@ def test_items_with_the_same_text_share_their_ranks(scores_at_once, folder, monk
     tied = torch.isin(rows["item_id"] - 1, same)
     assert tied.any() and not tied.all()
     for rank, row, target in zip(ranks[tied], scores[tied], rows["item_id"][tied], strict=True):
-        assert rank == (row > row[target] + 1e-5).sum() + 13 / 2
+        assert rank == 1 + (row > row[target] + 1e-5).sum() + 13 / 2
     model.plm_embedding[:] = 0.0
     for parameter in model.moe_adaptor.parameters():
         parameter.data.zero_()
     model.train().eval()
-    assert (model.ranks(rows) == 39 / 2).all(), "a constant model ranks every target in the middle"
+    assert (model.ranks(rows) == 1 + 39 / 2).all(), "a constant model ranks every target in the middle"
 
 
 def test_scores_that_are_nan_have_no_rank(folder):

@@ -117,7 +117,7 @@ def test_ranks_of_the_instance_are_asked_and_inherited_ones_are_not(small):
 
     class WithRanks(Scores):
         def ranks(self, interaction):
-            return torch.full((len(interaction),), 2)
+            return torch.full((len(interaction),), 3.0, dtype=torch.float64)
 
     class Derived(WithRanks):
         """Has scores of its own, so that the ranks of its parent are wrong."""
@@ -129,7 +129,7 @@ def test_ranks_of_the_instance_are_asked_and_inherited_ones_are_not(small):
     assert evaluation.evaluate(model, "test").table.rank.tolist() == [3.0] * USERS
     _, evaluation, model = opened(Derived, folder)
     assert evaluation.evaluate(model, "test").table.rank.tolist() == [(ITEMS + 1) / 2] * USERS
-    model.ranks = lambda interaction: torch.full((len(interaction),), 0.5, dtype=torch.float64)
+    model.ranks = lambda interaction: torch.full((len(interaction),), 1.5, dtype=torch.float64)
     assert evaluation.evaluate(model, "test").table.rank.tolist() == [1.5] * USERS
 
 

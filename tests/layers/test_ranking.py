@@ -9,34 +9,34 @@ def rank(scores, target):
     return expected_ranks(torch.tensor([scores]), torch.tensor([target])).item()
 
 
-def test_the_rank_is_the_number_of_higher_scores():
-    assert [rank([0.3, 0.9, -0.5], target) for target in range(3)] == [1.0, 0.0, 2.0]
+def test_the_rank_is_one_more_than_the_number_of_higher_scores():
+    assert [rank([0.3, 0.9, -0.5], target) for target in range(3)] == [2.0, 1.0, 3.0]
 
 
 def test_half_of_the_equal_scores_precede():
-    assert rank([0.5, 0.5, 0.5, 0.5, 0.5], 0) == 2.0, "a constant model ranks every target in the middle"
-    assert rank([0.9, 0.5, 0.5, 0.1], 1) == 1.5
-    assert rank([0.0, 0.0, 0.0], 2) == 1.0
+    assert rank([0.5, 0.5, 0.5, 0.5, 0.5], 0) == 3.0, "a constant model ranks every target in the middle"
+    assert rank([0.9, 0.5, 0.5, 0.1], 1) == 2.5
+    assert rank([0.0, 0.0, 0.0], 2) == 2.0
 
 
 def test_rounding_does_not_separate_equal_items():
     close = 0.1 + 3e-9
     assert torch.tensor(0.1) != torch.tensor(0.1 + 8e-9)
-    assert rank([close, 0.1, 0.1 + 8e-9], 1) == 1.0
-    assert rank([-0.1 - 8e-9, -0.1], 1) == 0.5
-    assert rank([0.1001, 0.1], 1) == 1.0
+    assert rank([close, 0.1, 0.1 + 8e-9], 1) == 2.0
+    assert rank([-0.1 - 8e-9, -0.1], 1) == 1.5
+    assert rank([0.1001, 0.1], 1) == 2.0
 
 
 def test_what_is_no_candidate_does_not_count():
-    assert rank([-torch.inf, 0.2, -torch.inf], 1) == 0.0
+    assert rank([-torch.inf, 0.2, -torch.inf], 1) == 1.0
 
 
 def test_a_target_without_a_finite_score_is_ranked_like_any_other():
-    assert rank([0.2, -torch.inf, 0.1], 1) == 2.0
-    assert rank([0.2, torch.inf, 0.1], 1) == 0.0
-    assert rank([-torch.inf, -torch.inf, -torch.inf], 1) == 1.0, "a model that scores nothing does not win"
+    assert rank([0.2, -torch.inf, 0.1], 1) == 3.0
+    assert rank([0.2, torch.inf, 0.1], 1) == 1.0
+    assert rank([-torch.inf, -torch.inf, -torch.inf], 1) == 2.0, "a model that scores nothing does not win"
 
 
 def test_a_row_with_nan_has_no_rank():
     ranks = expected_ranks(torch.tensor([[0.1, torch.nan, 0.3], [0.1, 0.2, 0.3]]), torch.tensor([0, 0]))
-    assert ranks.isnan().tolist() == [True, False] and ranks[1] == 2.0
+    assert ranks.isnan().tolist() == [True, False] and ranks[1] == 3.0
