@@ -35,7 +35,7 @@ LONGEST = 12  # MAX_ITEM_LIST_LENGTH
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A data set with histories longer than the cut length, repeated rows, and enough items for RecBole's CPR models."""
+    """A data set with cut histories, repeated rows, and enough items for RecBole's CPR models."""
     folder = tmp_path_factory.mktemp("downstream")
     write_downstream(folder, users=25, items=120, cut_length=LONGEST, longest=18, repeat=(0, 7))
     return str(folder)
