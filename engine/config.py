@@ -12,6 +12,7 @@ import torch
 from baselines import TEXT, entry, find_model, yaml_files
 from common.errors import UserError, did_you_mean
 from engine.compat import patch_recbole
+from engine.metrics import METRICS
 from engine.settings import ROOT, Loader, as_list, read_yaml, settle
 from engine.startup import sklearn_on_demand
 
@@ -128,7 +129,8 @@ def _compares_pairs(model, settings):
 
 def _check_metrics(settings):
     """Metrics must be RecBole's ranking metrics, `valid_metric` one of those that are measured."""
-    known = sorted(name for name, kind in metric_types.items() if kind == EvaluatorType.RANKING)
+    recboles = {name for name, kind in metric_types.items() if kind == EvaluatorType.RANKING}
+    known = sorted(recboles.union(METRICS))
     names = [name.lower() for name in as_list(settings["metrics"])]
     for name in names:
         if name not in known:

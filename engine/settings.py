@@ -320,9 +320,14 @@ def _with_range(setting, ranges):
 
 def _ranges_of_props():
     """The settings with ranges of all files, by key; a range of a single word concerns the model of its file alone."""
-    every = (read_settings(props_file(name)) for name in dict.fromkeys(sum(COMMAND_PROPS.values(), ())))
-    found = (setting for settings in every for setting in settings.values())
+    found = _settings_of_props()
     return {setting.key: setting for setting in found if setting.range and len(setting.choices()) != 1}
+
+
+def _settings_of_props():
+    """The settings of all files of props/ that any command reads, as each file declares them."""
+    names = dict.fromkeys(sum(COMMAND_PROPS.values(), ()))
+    return [setting for name in names for setting in read_settings(props_file(name)).values()]
 
 
 def check_window(given, settings):
@@ -345,7 +350,8 @@ def check_window(given, settings):
 def parse_command_line(argv: list[str], help_for: Callable[[list[str]], str]) -> dict:
     """Split a command line into keys and values.
 
-    `--key=value` and `--key value` both work, and so do the short names of `SHORT`; values are read as YAML.
+    `--key=value` and `--key value` both work, and so do the short names of `SHORT`. Values are read as YAML. `--key`
+    without a value sets a bool of props/ to true.
 
     Args:
         argv: without the program's name.
@@ -370,11 +376,14 @@ def parse_command_line(argv: list[str], help_for: Callable[[list[str]], str]) ->
             raise UserError(
                 f"unexpected word {word!r}; options are written --key=value or --key value (--help lists them)"
             )
-        if not equals:
-            if not words or (words[0].startswith("-") and not _is_number(words[0])):
-                raise UserError(f"option {name} has no value; write {name} VALUE")
-            text = words.pop(0)
-        value = _yaml_value(name, text)
+        if equals:
+            value = _yaml_value(name, text)
+        elif words and (not words[0].startswith("-") or _is_number(words[0])):
+            value = _yaml_value(name, words.pop(0))
+        elif any(setting.kind == "bool" and name == f"--{setting.key}" for setting in _settings_of_props()):
+            value = True
+        else:
+            raise UserError(f"option {name} has no value; write {name} VALUE")
         if key in options and options[key] != value:
             raise UserError(f"option --{key} is given twice, as {options[key]!r} and {value!r}; keep one")
         options[key] = value

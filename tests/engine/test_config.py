@@ -65,6 +65,12 @@ def test_both_ways_of_writing_an_option(argv, options):
     assert [type(value) for value in parsed.values()] == [type(value) for value in options.values()]
 
 
+def test_a_bool_without_a_value_is_true():
+    assert parse("--groups", "--seed=3") == {"groups": True, "seed": 3}
+    assert parse("--seed=3", "--fast") == {"seed": 3, "fast": True}
+    assert parse("--groups", "false") == {"groups": False}
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
