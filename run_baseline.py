@@ -2,7 +2,7 @@
 
 import os
 
-from baselines import MODELS, check_name, recbole_file
+from baselines import MODELS, check_name, yaml_files_of_name
 from common.errors import UserError, run_command
 from engine.settings import help_text, parse_command_line, settle, take_option
 
@@ -23,7 +23,7 @@ def main(argv):
     name, dataset = take_option(options, "model", "SASRec"), take_option(options, "dataset", "Scientific")
     if "." not in name and ":" not in name:  # an error shows before the imports, which take seconds
         check_name(name)
-        settle("baseline", options, _yaml_of(name))
+        settle("baseline", options, *yaml_files_of_name(name))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("run_baseline.py: runs as one process; start it without torchrun")
     from baselines import find_model
@@ -41,11 +41,7 @@ def main(argv):
 def _help(argv):
     """The help, with the settings of the model that `argv` names."""
     words = dict(zip(argv, [*argv[1:], ""], strict=True)) | dict(word.split("=", 1) for word in argv if "=" in word)
-    return help_text(USAGE, "baseline", _yaml_of(words.get("-m") or words.get("--model") or "SASRec"))
-
-
-def _yaml_of(name):
-    return [path for path in [recbole_file(f"model/{name}.yaml")] if os.path.isfile(path)]
+    return help_text(USAGE, "baseline", *yaml_files_of_name(words.get("-m") or words.get("--model") or "SASRec"))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def entry(model: type) -> Baseline:
     """The registry's entry of a class. A class that is not registered says the same by attributes of its own.
 
     `uses_item_text = True` asks for text features, `ignores_padding = True` for rows padded to the longest of their
-    batch. A class that derives from a registered one needs what that one needs.
+    batch, `trains = False` for an evaluation without training. A class that derives from a registered one needs what
+    that one needs. The attributes of a registered class are not read: its entry must say the same.
     """
     registered = _registered(model)
     if registered:
@@ -81,7 +82,8 @@ def entry(model: type) -> Baseline:
     needs = {need for base in model.__mro__ if _registered(base) for need in _registered(base).needs}
     needs |= {TEXT} if getattr(model, "uses_item_text", False) else set()
     path = f"{model.__module__}:{model.__name__}"
-    return Baseline(path, tuple(sorted(needs)), bool(getattr(model, "ignores_padding", False)))
+    ignores_padding, trains = getattr(model, "ignores_padding", False), getattr(model, "trains", True)
+    return Baseline(path, tuple(sorted(needs)), bool(ignores_padding), bool(trains))
 
 
 def _registered(model):
@@ -181,6 +183,15 @@ def recbole_file(name: str) -> str:
     spec = importlib.util.find_spec("recbole")
     assert spec and spec.submodule_search_locations
     return os.path.join(spec.submodule_search_locations[0], "properties", name)
+
+
+def yaml_files_of_name(name: str) -> tuple[list[str], list[str]]:
+    """`yaml_files` of a model of the registry, without importing it. Classes that it derives from are not searched."""
+    own = []
+    if name in MODELS and MODELS[name].path.startswith(f"{__name__}."):
+        module = MODELS[name].path.split(":")[0].rpartition(".")[2]
+        own = [os.path.join(os.path.dirname(__file__), f"{stem}.yaml") for stem in (name, module)]
+    return [*filter(os.path.isfile, [recbole_file(f"model/{name}.yaml")])], [*filter(os.path.isfile, own)]
 
 
 def yaml_files(model: type) -> tuple[list[str], list[str]]:

@@ -43,7 +43,8 @@ class LastText(_Untrained):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.register_buffer("candidates", F.normalize(dataset.features.table().float(), dim=-1))
+        table = dataset.features.table().float()
+        self.register_buffer("candidates", F.normalize(table, dim=-1), persistent=False)  # features belong to the data
 
     def states(self, interaction: Interaction) -> Tensor:
         last = interaction[self.ITEM_SEQ].gather(1, interaction[self.ITEM_SEQ_LEN][:, None] - 1)[:, 0]

@@ -6,6 +6,7 @@ A batch holds integers only: item ids, scored positions, targets. Features are l
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,15 +100,18 @@ class SequenceBatch:
 class Segments:
     """Stretches of sequences, each of which is encoded in one pass.
 
+    Every target with a weight belongs to exactly one segment. The items that two segments of a sequence read overlap.
+
     Attributes:
-        starts, ends: int [G], segment g encodes `items[starts[g]:ends[g]]`.
-        first_targets: int [G], segment g predicts those of `items[first_targets[g]:ends[g] + 1]` that have a weight.
+        starts, last_targets: int [G], segment g encodes `items[starts[g]:last_targets[g]]`.
+        first_targets: int [G], segment g predicts those of `items[first_targets[g]]` to `items[last_targets[g]]` that
+            have a weight, each from the items before it.
         sequences: int [G], the sequence that a segment belongs to.
         predictions: int [G], how many predictions a segment makes, at least 1.
     """
 
     starts: np.ndarray
-    ends: np.ndarray
+    last_targets: np.ndarray
     first_targets: np.ndarray
     sequences: np.ndarray
     predictions: np.ndarray
@@ -119,21 +123,22 @@ class Segments:
 def cut_segments(sequences: Sequences, max_history: int, predictions_per_row: int) -> Segments:
     """Cut sequences into segments with at most `max_history` items and `predictions_per_row` predictions.
 
-    Segments overlap where a sequence is longer than `max_history`. Segments without a prediction are left out.
+    A segment reads the history of its last target: all items before it, or the newest `max_history`. Segments without a
+    prediction are left out.
     """
     predictions_per_row = min(predictions_per_row, max_history)  # a segment predicts only what follows its own items
     begin, stop = sequences.offsets[:-1], sequences.offsets[1:]
     counts = -(-(stop - begin - 1) // predictions_per_row)
     sequence = np.repeat(np.arange(len(sequences)), counts)
     first_targets = begin[sequence] + 1 + concatenated_ranges(counts) * predictions_per_row
-    ends = np.minimum(first_targets + predictions_per_row, stop[sequence]) - 1
-    starts = np.maximum(begin[sequence], ends - max_history)
+    last_targets = np.minimum(first_targets + predictions_per_row, stop[sequence]) - 1
+    starts = np.maximum(begin[sequence], last_targets - max_history)
     targets_before = np.concatenate([[0], np.cumsum(sequences.weights > 0)])
-    predictions = targets_before[ends + 1] - targets_before[first_targets]
+    predictions = targets_before[last_targets + 1] - targets_before[first_targets]
     kept = predictions > 0
     # 32 bits where they suffice: each process holds these arrays
     small = np.int32 if len(sequences.items) < 1 << 31 else np.int64
-    columns = (starts, ends, first_targets, sequence, predictions)
+    columns = (starts, last_targets, first_targets, sequence, predictions)
     return Segments(*(column[kept].astype(small) for column in columns))
 
 
@@ -220,7 +225,7 @@ class SequenceBatches:
             generator: for the augmentation.
             scored: if False, the segments are encoded without any prediction.
         """
-        lengths = self.segments.ends[segments] - self.segments.starts[segments]
+        lengths = self.segments.last_targets[segments] - self.segments.starts[segments]
         by_length = np.argsort(lengths, kind="stable")
         segments, lengths = segments[by_length], lengths[by_length]
         cuts = np.unique(np.searchsorted(lengths, _BUCKET_LENGTHS[:-1], side="right"))
@@ -236,12 +241,12 @@ class SequenceBatches:
             columns["augmented_scored"] if self.augment_ratios else None,
         )
 
-    def _bucket(self, segments: np.ndarray, generator: np.random.Generator | None, scored: bool) -> dict:
+    def _bucket(self, segments: np.ndarray, generator: Any, scored: bool) -> dict:
         """The arrays of some segments of similar length."""
         items, weights = self.sequences.items, self.sequences.weights
-        starts, ends = self.segments.starts[segments, None], self.segments.ends[segments, None]
-        target = starts + 1 + np.arange(int((ends - starts).max()))  # [S, L]: index of the target of each position
-        inside = target <= ends
+        starts, last_targets = self.segments.starts[segments, None], self.segments.last_targets[segments, None]
+        target = starts + 1 + np.arange(int((last_targets - starts).max()))  # [S, L]: each position's target, its index
+        inside = target <= last_targets
         ids = np.where(inside, items[np.where(inside, target - 1, 0)], 0).astype(np.int64)
         is_scored = inside & (target >= self.segments.first_targets[segments, None]) & scored
         is_scored[is_scored] = weights[target[is_scored]] > 0
@@ -255,7 +260,6 @@ class SequenceBatches:
             "users": self.sequences.users[self.segments.sequences[segments]][positions // ids.shape[1]],
         }
         if self.augment_ratios:
-            assert generator is not None, "augmentation needs a generator"
             columns["augmented_items"], columns["augmented_scored"] = augment(
                 ids, positions, self.n_items, generator, **self.augment_ratios
             )

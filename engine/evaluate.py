@@ -117,7 +117,8 @@ class Evaluation:
         was_training = model.training
         model.eval()
         collector = Collector(self._recbole_config) if self.others else None
-        parts = [(torch.empty(0, 5, dtype=torch.int64), torch.empty(0, dtype=torch.float64))]  # a process without rows
+        # the first part is empty, for a process without rows
+        parts = [(torch.empty(0, 5, dtype=torch.int64), torch.empty(0, dtype=torch.float64))]
         for batch, users, positive_users, _ in tqdm(
             self.loaders[phase], desc=f"Evaluating {phase}", leave=False, disable=None if show_progress else True
         ):
@@ -125,7 +126,7 @@ class Evaluation:
                 parts.append(self._rank_all(model, batch, collector))
             else:
                 parts.append(self._rank_sampled(model, batch, users, positive_users, collector))
-        model.train(was_training)  # a table of all items that the model made for the evaluation goes
+        model.train(was_training)  # drops the item table that the model kept for this evaluation
         device = self.config["device"]
         columns, ranks = (torch.cat([part.to(device) for part in column]) for column in zip(*parts, strict=True))
         if self.shared:
@@ -155,7 +156,8 @@ class Evaluation:
     ) -> tuple[Tensor, Tensor]:
         """Rank each row's target among its sampled negatives. Returns as `_rank_all`.
 
-        RecBole's loader puts the m rows of a user before their negatives, and each m negatives belong to those m rows.
+        For a user with m rows RecBole's loader yields the m targets, then the first negative of each row, then the
+        second negatives, and so on. So pair i of the user belongs to row i mod m.
 
         Args:
             batch: P pairs of a row and a candidate.

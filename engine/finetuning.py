@@ -45,12 +45,12 @@ def finetune(config):
         batches = _training_batches(config, dataset, evaluation)
         run = identify(config, dataset, checkpoint)
     name = f"{config['model']}-{config['dataset']}-{config['train_stage']}-{config['seed']}"
-    name += "-pretrained" * bool(checkpoint) + "-evaluated" * (config["epochs"] == 0)
+    name += ("-pretrained" if checkpoint else "") + ("-evaluated" if config["epochs"] == 0 else "")
     return train_and_test(config, model, batches, evaluation, name, run, watch, tokens)
 
 
 def run_baseline(config):
-    """Train and test a model that reads rows, under the same protocol. Returns the result, dict."""
+    """Train and test a model that does not derive from UniSRec, under the same protocol. Returns the result, dict."""
     start_logging(config)
     if not entry(config.model_class).trains:
         config["epochs"] = 0
@@ -129,4 +129,6 @@ def _groups(config, evaluation, table):
 def _settle_stage(config, checkpoint):
     """An evaluation of a checkpoint without id embeddings is inductive."""
     if config["epochs"] == 0 and "item_embedding.weight" not in checkpoint["state_dict"]:
+        if config["train_stage"] != "inductive_ft":
+            logger.info("%s has no id embeddings: evaluating on text alone", config["pretrained"])
         config["train_stage"] = "inductive_ft"

@@ -1,8 +1,9 @@
-"""Metrics of a table of ranks, one short function each, and the groups by which they are broken down.
+"""Metrics of a table of ranks, one short function each. `engine.groups` breaks them down.
 
 An evaluated row has one target. Its rank is 1 for the best place. Where scores are equal, it is the expected rank
 under random order, and may be a fraction: of two items that share the first place each has rank 1.5. A target is
-within the first k where its rank is at most k, and its gain is taken at its rank.
+within the first k where its rank is at most k, and its gain is taken at its rank. This is the gain of the expected
+rank, not the expected gain.
 """
 
 import dataclasses
@@ -62,7 +63,7 @@ def mrr(table: RankTable, k: int) -> np.ndarray:
     return recall(table, k) / table.rank
 
 
-# RecBole's names. To add a metric, write its function and name it here.
+# RecBole's names, in lower case. To add a metric, write its function and name it here. A larger value is better.
 METRICS: dict[str, Callable[[RankTable, int], np.ndarray]] = {
     "recall": recall,
     "hit": recall,

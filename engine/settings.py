@@ -433,10 +433,14 @@ def _user_files(options):
 # -- help -----------------------------------------------------------------------------------------------------------
 
 
-def help_text(usage: str, command: str, recbole=()) -> str:
-    """A command's help: its usage, and each setting with default and meaning, grouped by file."""
+def help_text(usage: str, command: str, recbole=(), own=()) -> str:
+    """A command's help: its usage, and each setting with default and meaning, grouped by file.
+
+    Args:
+        command, recbole, own: see `command_files`.
+    """
     base = [*map(recbole_file, _RECBOLE_FILES)]
-    files = command_files(command, recbole=recbole)
+    files = command_files(command, recbole=recbole, own=own)
     files += [props_file(name) for name in STAGE_PROPS.values() if command == "finetune"]
     chain = read_chain([*base, *files])
     parts = [usage.strip()]

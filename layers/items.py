@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def distinct_ids(ids: list[Tensor]) -> Tensor:
-    """The distinct ids of several int64 tensors, ascending: int64 [U]. Padding (0) counts as item 1."""
+    """The distinct ids of several int64 tensors, ascending: int64 [U]. Padding (0) is read as item 1."""
     return torch.cat([part.flatten() for part in ids]).clamp(min=1).unique()
 
 
@@ -24,7 +24,8 @@ class ItemTable:
         self.ids, self.vectors, self.log_counts = ids, vectors, log_counts
 
     def rows(self, ids: Tensor) -> Tensor:
-        """The rows of items, shaped like `ids`. Padding (0) gets row 0, which no result depends on."""
+        """The rows of items, shaped like `ids`, all of which must be in the table. Padding (0) gets row 0, which no
+        result depends on."""
         return torch.searchsorted(self.ids, ids.contiguous())
 
     def __getitem__(self, ids: Tensor) -> Tensor:

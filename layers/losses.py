@@ -43,10 +43,11 @@ def cross_entropy(
     """
     with torch.autocast(query.device.type, enabled=False):
         logits = query @ keys.T  # [B, K]
-        negatives = logits if log_counts is None else logits + log_counts
+        counted = logits if log_counts is None else logits + log_counts
         for query_labels, key_labels in left_out:
-            negatives = negatives.masked_fill(query_labels[:, None] == key_labels, -torch.inf)
-        logits = negatives.scatter(1, positives[:, None], logits.gather(1, positives[:, None]))
+            counted = counted.masked_fill(query_labels[:, None] == key_labels, -torch.inf)
+        # the positive keeps its own logit: it counts once and is never left out
+        logits = counted.scatter(1, positives[:, None], logits.gather(1, positives[:, None]))
         return (weights * F.cross_entropy(logits, positives, reduction="none")).sum()
 
 
@@ -64,7 +65,7 @@ def in_batch_contrastive(
     """Each query against the keys of the whole batch (paper, section 2.2).
 
     mean_i [ log sum_j exp(a_i . b_j / t) - a_i . b_i / t ] over normalised vectors. The negatives of query i are the
-    keys j with another target item and of another user.
+    keys j with another target item and of another user. The published code keeps other pairs of the same user.
 
     Args:
         query, key: float [B, H]; key i is the positive of query i.
@@ -150,6 +151,7 @@ def draw_negatives(batch_items: Tensor, n_items: int, count: int) -> tuple[Tenso
         return batch_items[:0], 0.0
     generator = np.random.default_rng(int(torch.randint(2**62, ())))
     drawn = torch.from_numpy(generator.choice(rest, count, replace=False, shuffle=False)).to(batch_items.device)
-    # the r-th item outside the batch is preceded by all batch items that have at most r outside items before them
+    # `drawn` numbers the items outside the batch from 0. The id is that number, plus 1, plus the number of batch items
+    # with a smaller id: those before which at most that many outside items stand.
     outside_before = batch_items - 1 - torch.arange(len(batch_items), device=batch_items.device)
     return drawn + torch.searchsorted(outside_before, drawn, right=True) + 1, math.log(rest / count)
