@@ -101,9 +101,8 @@ def test_segments_without_predictions_are_not_encoded():
     segments = cut_segments(sequences, 50, 25)
     assert segments.sequences.tolist() == [1, 2, 2, 2]
     weights = np.cumsum(sequences.weights)
-    assert (
-        weights[segments.last_targets] - weights[segments.first_targets - 1]
-    ).tolist() == segments.predictions.tolist()
+    predictions = weights[segments.last_targets] - weights[segments.first_targets - 1]
+    assert predictions.tolist() == segments.predictions.tolist()
     assert segments.predictions.min() > 0
 
 
