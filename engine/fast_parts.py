@@ -1,4 +1,4 @@
-"""Puts the fast versions of `layers/fast/` in the place of the plain parts of a model."""
+"""Replace the plain parts of a model by the fast versions of `layers/fast/`."""
 
 import types
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from unisrec import PWLayer, UniSRec
 def use_fast_parts(model: nn.Module) -> None:
     """Replace the plain methods of a model, and of the modules in it, by their fast versions.
 
-    A method that a derived class overrides stays as it is. Each fast version is compared with its plain one on a few
-    random numbers, so that a change to the plain one cannot go unnoticed.
+    A method that a derived class overrides stays as it is. A fast version with example inputs in `_METHODS` is compared
+    with the plain method on these inputs, so that a change to the plain method cannot go unnoticed.
 
     Raises:
-        UserError: a fast version computes something else than the plain one.
+        UserError: a fast version and the plain method give different results.
     """
     for module in model.modules():
         for kind, name, fast, example in _METHODS:
@@ -59,7 +59,7 @@ def _history_inputs(module: Any, draw: Callable[..., Tensor]) -> tuple[Any, ...]
     return draw(2, length, module.hidden_size), lengths
 
 
-# (class, plain method, fast version, inputs to compare them on). Without inputs: the fast version calls plain methods.
+# (class, plain method, fast version, function that makes example inputs). None: the fast version is not compared.
 _METHODS: tuple[tuple[type, str, Callable[..., Tensor], Callable[..., tuple[Any, ...]] | None], ...] = (
     (nn.Dropout, "forward", layers.fast.dropout.forward, None),
     (PWLayer, "forward", layers.fast.experts.forward, _expert_inputs),
@@ -71,7 +71,7 @@ _METHODS: tuple[tuple[type, str, Callable[..., Tensor], Callable[..., tuple[Any,
 
 def _check_equal(module, plain, fast, example):
     weight = next(module.parameters())
-    generator = torch.Generator().manual_seed(0)  # the model's own random numbers stay as they are
+    generator = torch.Generator().manual_seed(0)  # leaves torch's global generator unchanged
 
     def draw(*shape):
         return torch.randn(shape, generator=generator).to(weight.device, weight.dtype)
