@@ -6,8 +6,8 @@
     pre-training: contrastive losses over several domains                                         (section 2.2)
     fine-tuning: cross entropy over the catalogue of one domain; the score is a cosine            (section 2.3)
 
-This file is the plain model. `layers/fast/` has faster versions of some of its parts, which
-`engine.building.build_model` applies unless `--fast=false` is set.
+This file is the plain model. `layers/fast/` has faster versions of some parts. `engine.building.build_model` puts them
+into the model, unless `--fast=false` is set.
 
 Shapes: B sequences, L positions, P predictions, U distinct items, N catalogue, D text width, H hidden size, E experts.
 """
@@ -34,7 +34,7 @@ class PWLayer(nn.Module):
 
     Args:
         n_experts, input_size, output_size: E, D, H.
-        dropout: probability. Each expert draws its own dropout.
+        dropout: probability of dropout on the text vector. Each expert draws its own dropout.
     """
 
     def __init__(self, n_experts: int, input_size: int, output_size: int, dropout: float):
@@ -51,12 +51,12 @@ class PWLayer(nn.Module):
 
 
 class MoEAdaptor(nn.Module):
-    """Mixture of whitening experts (paper, section 2.1). Every expert takes part in every item.
+    """Mixture of whitening experts (paper, section 2.1). All experts are used for every item.
 
     Args:
         n_experts, input_size, output_size: E, D, H.
-        dropout: probability, applied to the text vector before the whitening.
-        noise: whether the gate is noisy in training.
+        dropout: probability of dropout on the text vector, before the whitening.
+        noise: whether noise is added to the gate logits in training.
     """
 
     def __init__(self, n_experts: int, input_size: int, output_size: int, dropout: float, noise: bool = True):
@@ -93,7 +93,7 @@ class UniSRec(AllPositions, SASRec):
 
     Args:
         config (Config): keys of props/UniSRec.yaml, and `train_stage`.
-        dataset (UniSRecDataset): gives `num(item_id)` and `features`.
+        dataset (UniSRecDataset): its `num("item_id")` and `features` are used.
     """
 
     uses_item_text = True
@@ -116,11 +116,11 @@ class UniSRec(AllPositions, SASRec):
         if self.train_stage != "transductive_ft":
             del self.item_embedding
         elif self.sampled_negatives:
-            self.item_embedding.sparse = True  # a step touches few rows
+            self.item_embedding.sparse = True  # a step changes few rows
         if self.train_stage != "pretrain":
-            # A catalogue fits in memory, a mixture stays on disk (`lookup`). Features are not part of a checkpoint.
+            # A buffer moves to the GPU with the model. It is not saved: features belong to the data, not the checkpoint
             self.register_buffer("plm_embedding", self.features.table(), persistent=False)
-        self._evaluation = None  # (unit vectors [N, H], lengths [N, 1]) of all items, during an evaluation
+        self._evaluation = None  # during an evaluation: (unit vectors [N, H], their norms [N, 1]) of all items
 
     # -- items ---------------------------------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class UniSRec(AllPositions, SASRec):
         return ItemTable(distinct, self.represent_items(distinct))
 
     def _candidates(self, batch):
-        """The items of the softmax of fine-tuning: the catalogue, or the batch items and `sampled_negatives` others."""
+        """The items in the softmax of fine-tuning: the catalogue, or the batch items and a sample of negatives."""
         if not self.sampled_negatives:
             return ItemTable(self._all_ids(), self.item_table())
         batch_items = distinct_ids([*batch.items, batch.targets])
@@ -172,7 +172,7 @@ class UniSRec(AllPositions, SASRec):
 
         Args:
             batch: a `data.batches.SequenceBatch`, or RecBole's Interaction with one row per prefix. Pre-training needs
-                the former, which holds the second view of each sequence.
+                a `SequenceBatch`, which holds the second view of each sequence.
         """
         if isinstance(batch, Interaction):
             batch = RowsAsBatch(batch[self.ITEM_SEQ], batch[self.ITEM_SEQ_LEN], batch[self.POS_ITEM_ID])
@@ -182,15 +182,15 @@ class UniSRec(AllPositions, SASRec):
         return self.loss(batch, self.represent(batch, candidates), candidates)
 
     def represent(self, batch, items: ItemTable | None = None) -> list[Tensor]:
-        """The vectors that the loss compares. Gradient caching (engine.trainer) represents a batch in parts.
+        """The vectors that the loss compares. Gradient caching (`--accumulate`) calls this for each part of a batch.
 
         Args:
             batch: a `SequenceBatch` or a part of one.
-            items: a table with the batch items; None to represent them here.
+            items: a table that contains the batch items; None to compute their representations here.
 
         Returns:
-            list of float [P, H]: the sequence representation before each prediction. In pre-training also the target
-            items, and the sequence representations of the second views.
+            list of float [P, H]: the sequence representation at each scored position. In pre-training also the
+            representations of the target items, and the sequence representations of the second views.
         """
         if self.train_stage != "pretrain":
             if items is None:
@@ -208,7 +208,7 @@ class UniSRec(AllPositions, SASRec):
         Args:
             batch: a `SequenceBatch`.
             represented: from `represent`, for the whole batch.
-            candidates: the items of the softmax of fine-tuning; None to represent them here.
+            candidates: the items in the softmax of fine-tuning; None to compute their representations here.
         """
         options = {"temperature": self.temperature, "weights": batch.weights}  # of all losses
         options |= {"gather": self.gather, "cross_entropy": self.cross_entropy}
@@ -234,7 +234,7 @@ class UniSRec(AllPositions, SASRec):
         return self.encode_last(F.embedding(rows, units) * lengths[rows], item_seq_len)
 
     def train(self, mode: bool = True):
-        """Switch between training and evaluation. The next evaluation represents all items again."""
+        """Switch between training and evaluation. The next evaluation computes the item table again."""
         self._evaluation = None
         return super().train(mode)
 
@@ -249,7 +249,7 @@ class UniSRec(AllPositions, SASRec):
         return self._evaluation[0]
 
     def _unit_states(self, interaction):
-        """Normalised sequence representations of rows, float [B, H]."""
+        """Sequence representations of rows, normalized to length 1, float [B, H]."""
         return F.normalize(self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]), dim=-1)
 
     def score(self, unit_states: Tensor, unit_items: Tensor) -> Tensor:
@@ -278,12 +278,12 @@ class UniSRec(AllPositions, SASRec):
     # -- transfer ------------------------------------------------------------------------------------------------------
 
     def freeze_encoder(self) -> None:
-        """Keep the pre-trained transformer. The adaptor, the input LayerNorm and the id embedding go on learning."""
+        """Freeze the transformer and the position embedding. All other parameters are still trained."""
         for part in (self.position_embedding, self.trm_encoder):
             part.requires_grad_(False)
 
 
 class _OneItem:
-    """Stands in for the data set where SASRec's id embedding is not wanted."""
+    """A data set without items, with which SASRec creates the smallest id embedding."""
 
     num = staticmethod(lambda field: 1)

@@ -1,4 +1,4 @@
-"""Puts the fast versions of `layers/fast/` in the place of the plain parts of a model."""
+"""Replace the plain parts of a model by the fast versions of `layers/fast/`."""
 
 import contextlib
 import types
@@ -32,7 +32,7 @@ def use_fast_parts(model: nn.Module) -> None:
     evaluation mode, on random inputs and parameters, so that a change to the plain one is noticed.
 
     Raises:
-        UserError: a fast version computes something else than the plain one.
+        UserError: a fast version and the plain method give different results.
     """
     for module in model.modules():
         for kind, name, fast, make_inputs in _methods():

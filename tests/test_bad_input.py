@@ -378,7 +378,8 @@ def test_an_option_that_contradicts_the_checkpoint(tiny, mixture, saved, refused
     }[command]
     options = [other for other in SMALL if other.split("=")[0] != name]
     assert refused(main, *words, f"--checkpoint_dir={saved}", *options, option) == (
-        f"option {name}: {expected}, with which {path} was trained; leave it out, the checkpoint brings its own"
+        f"option {name}: {expected}, with which {path} was trained; "
+        "leave it out, its value is taken from the checkpoint"
     )
 
 
@@ -436,9 +437,7 @@ def test_a_checkpoint_with_missing_or_additional_tensors(tune, published, tmp_pa
     state["surplus.weight"] = state.pop("LayerNorm.bias")
     torch.save({**content, "state_dict": state}, tmp_path / "a.pth")
     message = tune("-p", tmp_path / "a.pth")
-    assert message.startswith(
-        f"{tmp_path}/a.pth: is of another architecture: lacks LayerNorm.bias; has too much: surplus"
-    )
+    assert message.startswith(f"{tmp_path}/a.pth: has another architecture: lacks LayerNorm.bias; unexpected: surplus")
 
 
 def test_the_prefix_that_ddp_leaves_is_no_mistake(published, tiny, tmp_path):
@@ -462,7 +461,7 @@ def test_a_checkpoint_that_cannot_be_resumed(pre, published, tmp_path):
         f"{tmp_path}/a.pth: cannot be resumed, it holds weights only; expected one that pretrain.py"
     )
     message = pre("--epochs=1", f"--resume={path}")
-    assert message == f"{path}: has 1 epochs behind it, --epochs is 1; give more"
+    assert message == f"{path}: has completed 1 epochs, but --epochs is 1; set a larger --epochs"
     assert pre("--epochs=4", f"--resume={path}", "--learner=sgd").startswith(f"{path}: was trained with adam, not sgd")
 
 

@@ -466,7 +466,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_as_if_undisturbed(mixture, undistu
     code, log = run.end(30)
     assert code == 75, log
     (stopped,) = glob.glob(str(tmp_path / "*-stopped.pth"))
-    assert f"go on with --resume={stopped}" in log
+    assert f"continue with --resume={stopped}" in log
     epochs = read_checkpoint(stopped)["progress"]["epoch"] + 1
     run = Running(*ddp_command(mixture, tmp_path, "--nproc=2", f"--epochs={epochs}", f"--resume={stopped}"))
     assert run.end(180)[0] == 0
@@ -485,7 +485,7 @@ def test_torchrun_restarts_from_the_last_checkpoint_and_ends_the_same(mixture, u
     *followers, writer = sorted((Running(*command) for _ in range(nodes)), key=Running.writes)
     writer.wait_for("epoch 3  train")
     os.kill((followers or [writer])[0].workers()[-1], signal.SIGKILL)
-    writer.wait_for("going on after epoch")
+    writer.wait_for("continuing after epoch")
     for run in (writer, *followers):
         code, log = run.end(180)
         assert code == 0, log
