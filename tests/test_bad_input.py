@@ -204,8 +204,8 @@ def test_a_plm_size_that_divides_the_file_but_contradicts_the_index(tiny, saved,
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b'{"width": ', "is no JSON file"),
-        (GARBAGE[:100], "is no JSON file"),
+        (b'{"width": ', "is not a JSON file"),
+        (GARBAGE[:100], "is not a JSON file"),
         (b"[24, 30]", "holds list, expected width and items"),
         (b'{"width": 24}', "items None, expected a whole number"),
         (b'{"width": 0, "items": 30}', "width 0, expected a whole number"),

@@ -251,7 +251,7 @@ def test_processes_agree_on_their_start_whatever_earlier_ones_left():
     first = store.get("first start")
     store.set("question 1", "asked by one that was killed")
     assert starts(store, 2, 1, 0) == [2, 2, 2] and store.get("first start") == first
-    with pytest.raises(TimeoutError, match="processes 1, 2 of 3 did not come"):
+    with pytest.raises(TimeoutError, match="processes 1, 2 of 3 did not start in time"):
         starts(store, 0, timeout=0.1)
 
 
