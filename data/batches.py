@@ -1,6 +1,6 @@
-"""Batches of sequences, in which one encoded history serves several predictions.
+"""Batches of segments. One encoder pass over a segment trains several predictions.
 
-A batch holds integers only: item ids, scored positions, targets. Features are looked up by the model.
+A batch holds integers only: item ids, scored positions, targets. The model looks up the features.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class SequenceBatch:
         scored: per bucket, int64 [P_b]: which of the S_b * L_b positions are scored, ascending.
         targets: int64 [P], the item that follows each scored position, bucket after bucket.
         weights: float32 [P], how often each prediction counts. None if each counts once.
-        users: int64 [P], the number of the user of each prediction.
+        users: int64 [P], the user of each prediction, as a number.
         augmented_items: the second view of `items` in pre-training, same order and shapes. None in fine-tuning.
         augmented_scored: the scored positions in `augmented_items`, same order and shapes as `scored`.
     """
@@ -98,7 +98,7 @@ class SequenceBatch:
 
 @dataclasses.dataclass
 class Segments:
-    """Stretches of sequences, each of which is encoded in one pass.
+    """Segments: parts of sequences, each of which is encoded in one pass.
 
     Every target with a weight belongs to exactly one segment. The items that two segments of a sequence read overlap.
 
@@ -146,15 +146,14 @@ class SequenceBatches:
     """The batches of an epoch, in an order that the seed and the number of the epoch determine.
 
     Args:
-        sequences: what to learn from.
+        sequences: the training sequences.
         batch_size: predictions per batch, over all processes. The size of a batch differs from it by less than the
             predictions of one segment.
         max_history: the most history items that a prediction sees.
-        predictions_per_row: the most successive predictions that share one encoded history. 1 encodes a history for
-            each prediction, as the published code does. The causal encoder computes the same states either way, except
-            where a history is longer than `max_history`. There a prediction sees at least its newest
-            `max_history - predictions_per_row + 1` items.
-        seed: of the order and the augmentation.
+        predictions_per_row: the most successive predictions of a segment. With 1, each history is encoded by itself, as
+            in the published code. The states are the same for every value, except where a history is longer than
+            `max_history`. There a prediction sees at least its newest `max_history - predictions_per_row + 1` items.
+        seed: the seed of the order and of the augmentation.
         augment_ratios: `item_drop_ratio` and `item_drop_coefficient` of the second, augmented view. None: no second
             view.
         n_items: the size of the catalogue. The id of an item with a shortened text is its own id + `n_items`.
@@ -200,7 +199,7 @@ class SequenceBatches:
             np.random.default_rng([self.seed, self._epoch]).shuffle(order)
         parts = np.split(order, self._cuts(order))
         for number, part in enumerate(parts[self._first_batch :], start=self._first_batch):
-            # each rank draws from a generator of its own, so that no two sequences share random numbers
+            # each process has its own generator, so that no two sequences share random numbers
             generator = np.random.default_rng([self.seed, self._epoch, number, self.rank, 1])
             own = part[self.rank :: self.world_size]
             # Every process must take part in every step. If a small batch leaves nothing for this one, it encodes a

@@ -204,8 +204,8 @@ def test_a_plm_size_that_divides_the_file_but_contradicts_the_index(tiny, saved,
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b'{"width": ', "is no JSON file"),
-        (GARBAGE[:100], "is no JSON file"),
+        (b'{"width": ', "is not a JSON file"),
+        (GARBAGE[:100], "is not a JSON file"),
         (b"[24, 30]", "holds list, expected width and items"),
         (b'{"width": 24}', "items None, expected a whole number"),
         (b'{"width": 0, "items": 30}', "width 0, expected a whole number"),
@@ -275,7 +275,7 @@ def test_sizes_that_do_not_fit_each_other(tiny, saved, refused):
 @pytest.mark.parametrize("name", ["FDSA", "S3Rec"])
 def test_models_that_come_later(baseline, name):
     message = baseline("-m", name)
-    assert message.startswith(f"model {name}: reads text features and comes later") and "SASRec" in message
+    assert message.startswith(f"model {name}: reads text features and is not supported yet") and "SASRec" in message
 
 
 def test_the_message_about_an_unknown_model_lists_only_what_runs(baseline):
@@ -290,7 +290,7 @@ def test_the_message_about_an_unknown_model_lists_only_what_runs(baseline):
         ("SASRek", "unknown model 'SASRek'; did you mean SASRec? (models that run: BERT4Rec,"),
         ("GRU4RecF", "model GRU4RecF: needs item attributes, which these data sets do not have"),
         ("KSR", "model KSR: needs a knowledge graph"),
-        ("BPR", "model BPR: is no sequential model; choose one that is, such as SASRec"),
+        ("BPR", "model BPR: is not a sequential model; choose one that is, such as SASRec"),
         ("[a]", "option --model: found ['a'], expected a name"),
     ],
 )

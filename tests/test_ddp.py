@@ -251,7 +251,7 @@ def test_processes_agree_on_their_start_whatever_earlier_ones_left():
     first = store.get("first start")
     store.set("question 1", "asked by one that was killed")
     assert starts(store, 2, 1, 0) == [2, 2, 2] and store.get("first start") == first
-    with pytest.raises(TimeoutError, match="processes 1, 2 of 3 did not come"):
+    with pytest.raises(TimeoutError, match="processes 1, 2 of 3 did not start in time"):
         starts(store, 0, timeout=0.1)
 
 
@@ -454,7 +454,7 @@ def test_a_killed_process_takes_the_run_down_within_seconds_and_is_named(mixture
     victim = run.workers()[-1]
     os.kill(victim, signal.SIGKILL)
     code, log = run.end(30)
-    assert code == 1 and "of 2 was killed (SIGKILL), the others were stopped; go on from the last" in log
+    assert code == 1 and "of 2 was killed (SIGKILL), the others were stopped; continue from the last" in log
     assert re.search(r"error: process [01] of 2", log) and "Traceback" not in log
 
 
@@ -533,10 +533,10 @@ def test_a_taken_port_is_named(ddp):
         port = taken.getsockname()[1]
         assert (
             ddp("--port", port, "--nproc=2")
-            == f"option --port: {port} is taken or no port; leave it out to get a free one"
+            == f"option --port: {port} is in use or not a port; leave the option out to get a free port"
         )
     assert ddp("-p", port).startswith("unknown option --pretrained (-p): ")
-    assert ddp("--port=99999").startswith("option --port: 99999 is taken or no port")
+    assert ddp("--port=99999").startswith("option --port: 99999 is in use or not a port")
 
 
 @pytest.mark.parametrize("option", ["--nproc=0", "--nproc=-1", "--nproc=two", "--nproc=true", "--port=0", "--port=x"])

@@ -192,7 +192,7 @@ def test_what_a_class_says_of_itself():
         pass
 
     assert entry(Mine).needs == (TEXT,) and not entry(Mine).ignores_padding
-    with pytest.raises(UserError, match="model FDSA: reads text features and comes later"):
+    with pytest.raises(UserError, match="model FDSA: reads text features and is not supported yet"):
         find_model("FDSA")
 
 
