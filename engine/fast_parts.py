@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from recbole.model.layers import FeedForward
+from recbole.model.layers import FeedForward, MultiHeadAttention, TransformerEncoder, TransformerLayer
 from torch import Tensor, nn
 
 import layers.fast.catalogue
@@ -23,16 +23,17 @@ from unisrec import PWLayer, UniSRec
 def use_fast_parts(model: nn.Module) -> None:
     """Replace the plain methods of a model, and of the modules in it, by their fast versions.
 
-    A method that a derived class overrides stays as it is. Each fast version is compared with its plain one on a few
-    random numbers, so that a change to the plain one cannot go unnoticed.
+    A method that a derived class overrides stays as it is, and so does one that calls an overridden method. Each fast
+    version is compared with its plain one on a few random numbers, so that a change to the plain one cannot go
+    unnoticed.
 
     Raises:
         UserError: a fast version computes something else than the plain one.
     """
     for module in model.modules():
-        for kind, name, fast, example in _METHODS:
+        for kind, name, fast, example, fits in _METHODS:
             plain = getattr(kind, name)
-            if isinstance(module, kind) and getattr(type(module), name) is plain:
+            if isinstance(module, kind) and getattr(type(module), name) is plain and fits(module):
                 if example is not None:
                     _check_equal(module, plain, fast, example)
                 setattr(module, name, types.MethodType(fast, module))
@@ -59,13 +60,34 @@ def _history_inputs(module: Any, draw: Callable[..., Tensor]) -> tuple[Any, ...]
     return draw(2, length, module.hidden_size), lengths
 
 
-# (class, plain method, fast version, inputs to compare them on). Without inputs: the fast version calls plain methods.
-_METHODS: tuple[tuple[type, str, Callable[..., Tensor], Callable[..., tuple[Any, ...]] | None], ...] = (
-    (nn.Dropout, "forward", layers.fast.dropout.forward, None),
-    (PWLayer, "forward", layers.fast.experts.forward, _expert_inputs),
-    (AllPositions, "encode_scored", layers.fast.encoder.encode_scored, _bucket_inputs),
-    (AllPositions, "encode_last", layers.fast.encoder.encode_last, _history_inputs),
-    (UniSRec, "item_table", layers.fast.catalogue.item_table, None),
+def _fits_any(module: Any) -> bool:
+    return True
+
+
+def _fits_encoder(module: Any) -> bool:
+    """Whether all methods that the fast encoder does without are the plain ones: `encode` and those of RecBole's."""
+    encoder_layers = getattr(module.trm_encoder, "layer", ())
+    attentions = [getattr(layer, "multi_head_attention", None) for layer in encoder_layers]
+    linear = [getattr(attention, name, None) for attention in attentions for name in ("query", "key", "value")]
+    return (
+        type(module).encode is AllPositions.encode
+        and type(module.trm_encoder) is TransformerEncoder
+        and all(type(layer) is TransformerLayer for layer in encoder_layers)
+        and all(type(attention) is MultiHeadAttention for attention in attentions)
+        and all(type(part) is nn.Linear for part in linear)
+    )
+
+
+# (class, plain method, fast version, inputs to compare them on, what a module must fulfil). Without inputs: the fast
+# version calls plain methods.
+_METHODS: tuple[
+    tuple[type, str, Callable[..., Tensor], Callable[..., tuple[Any, ...]] | None, Callable[[Any], bool]], ...
+] = (
+    (nn.Dropout, "forward", layers.fast.dropout.forward, None, _fits_any),
+    (PWLayer, "forward", layers.fast.experts.forward, _expert_inputs, _fits_any),
+    (AllPositions, "encode_scored", layers.fast.encoder.encode_scored, _bucket_inputs, _fits_encoder),
+    (AllPositions, "encode_last", layers.fast.encoder.encode_last, _history_inputs, _fits_encoder),
+    (UniSRec, "item_table", layers.fast.catalogue.item_table, None, _fits_any),
 )
 
 
