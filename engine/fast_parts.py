@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from recbole.model.layers import FeedForward
+from recbole.model.layers import FeedForward, MultiHeadAttention, TransformerEncoder, TransformerLayer
 from torch import Tensor, nn
 
 import layers.fast.catalogue
@@ -28,8 +28,9 @@ def use_fast_parts(model: nn.Module) -> None:
     """Replace plain parts of a model by their fast versions: the methods of `_methods`, RecBole's GELU, and the cross
     entropy of UniSRec. Everything else runs as written.
 
-    A method that a derived class overrides stays as it is. Each fast version is compared with its plain one, in
-    evaluation mode, on random inputs and parameters, so that a change to the plain one is noticed.
+    A method that a derived class overrides stays as it is, and so does a method that calls it. Each fast version is
+    compared with its plain one, in evaluation mode, on random inputs and parameters, so that a change to the plain one
+    is noticed.
 
     Raises:
         UserError: a fast version and the plain method give different results.
@@ -37,6 +38,8 @@ def use_fast_parts(model: nn.Module) -> None:
     for module in model.modules():
         for kind, name, fast, make_inputs in _methods():
             plain = getattr(kind, name)
+            if kind is AllPositions and isinstance(module, kind) and not _has_plain_encoder(module):
+                continue
             if isinstance(module, kind) and getattr(type(module), name) is plain:
                 if make_inputs is not None:
                     with _for_comparison(module):
@@ -59,6 +62,20 @@ def _methods() -> list[tuple[type, str, Callable[..., Tensor], Callable[[Any], t
         (AllPositions, "encode_last", layers.fast.encoder.encode_last, _history_inputs),
         (UniSRec, "item_table", layers.fast.catalogue.item_table, _catalogue_inputs),
     ]
+
+
+def _has_plain_encoder(module):
+    """Whether every method that the fast encoder skips is the plain one: `AllPositions.encode` and those of RecBole."""
+    encoder_layers = getattr(module.trm_encoder, "layer", ())
+    attentions = [getattr(layer, "multi_head_attention", None) for layer in encoder_layers]
+    linear = [getattr(attention, name, None) for attention in attentions for name in ("query", "key", "value")]
+    return (
+        type(module).encode is AllPositions.encode
+        and type(module.trm_encoder) is TransformerEncoder
+        and all(type(layer) is TransformerLayer for layer in encoder_layers)
+        and all(type(attention) is MultiHeadAttention for attention in attentions)
+        and all(type(part) is nn.Linear for part in linear)
+    )
 
 
 def _expert_inputs(module):

@@ -20,13 +20,18 @@ def expected_ranks(scores: Tensor, targets: Tensor) -> Tensor:
     Returns:
         float64 [B]; NaN where a score of the row is NaN.
     """
-    return _twice_preceding(scores, scores.gather(1, targets[:, None])).add(1) / 2
+    own = scores.gather(1, targets[:, None])
+    return _twice_preceding(scores, own, own.abs()).add(1) / 2
 
 
 def ranks_in_blocks(
     score: Callable[[Tensor, Tensor], Tensor], states: Tensor, items: Tensor, targets: Tensor
 ) -> Tensor:
     """`expected_ranks` without holding the scores of all items.
+
+    The target is scored twice, by itself and in a block, and the two scores may be rounded differently. The rounding
+    depends on the vectors, however small their score. So scores are equal where they differ by less than a share of the
+    target's score with itself: for unit vectors, a share of 1.
 
     Args:
         score: float [..., B, H] and [..., n, H] -> float [..., B, n].
@@ -37,17 +42,20 @@ def ranks_in_blocks(
     Returns:
         float64 [B]
     """
-    own = score(states[:, None], items[targets][:, None])[:, 0]  # [B, 1]
+    target_items = items[targets][:, None]  # [B, 1, H]
+    own = score(states[:, None], target_items)[:, 0]  # [B, 1]
+    size = score(target_items, target_items)[:, 0].abs().maximum(own.abs())
     blocks = items.split(max(1, _SCORES_AT_ONCE // max(1, len(states))))
-    return sum(_twice_preceding(score(states, block), own) for block in blocks).add(1) / 2
+    return sum(_twice_preceding(score(states, block), own, size) for block in blocks).add(1) / 2
 
 
-def _twice_preceding(scores, own):
+def _twice_preceding(scores, own, size):
     """2 for each score above that of the target (`own`), 1 for each equal score: float64 [B].
 
-    The target's own score is one of the equal ones. The result is NaN where a score or `own` is NaN.
+    Scores are equal if they differ by less than `TIE` of `size`, float [B, 1]. The target's own score is one of the
+    equal ones. The result is NaN where a score or `own` is NaN.
     """
-    margin = (TIE * own.abs()).masked_fill(own.isinf(), 0.0)  # inf - inf is NaN
+    margin = (TIE * size).masked_fill(own.isinf(), 0.0)  # inf - inf is NaN
     points = (scores > own + margin).to(torch.int8).add_(scores >= own - margin)
     total = points.sum(1, dtype=torch.int32).double()  # int64, the default, takes four times as long
     return total + 0 * (scores.amax(1) + own[:, 0]).nan_to_num(torch.nan, 0.0, 0.0)  # maxima keep NaN

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from recbole.model.layers import FeedForward
+from recbole.model.layers import FeedForward, MultiHeadAttention
 from torch import nn
 
 import layers.fast.cross_entropy
@@ -119,6 +119,43 @@ def test_a_method_that_a_derived_class_overrides_stays(folder):
         scores = [model.full_sort_predict(rows)[:, 1:] for model in (plain, expected, changed)]
     torch.testing.assert_close(scores[2], scores[1], rtol=1e-4, atol=1e-5)
     assert (scores[2] - scores[0]).abs().max() > 0.1
+
+
+class NoisyStates(UniSRec):
+    """Differs from UniSRec in training only, and on long histories only, so that a check on a few numbers passes."""
+
+    def encode(self, item_vectors):
+        states = super().encode(item_vectors)
+        return states + torch.randn_like(states) if self.training else torch.cat([states[:, :3], -states[:, 3:]], 1)
+
+
+class ScaledAttention(MultiHeadAttention):
+    def forward(self, input_tensor, attention_mask):
+        return super().forward(input_tensor, attention_mask) * (1.0 + self.training)
+
+
+class AddedLinear(nn.Linear):
+    added = 0.0
+
+    def forward(self, x):
+        return super().forward(x) + self.added
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model, "__class__", NoisyStates),
+        lambda model: setattr(model.trm_encoder.layer[1].multi_head_attention, "__class__", ScaledAttention),
+        lambda model: setattr(model.trm_encoder.layer[0].multi_head_attention.query, "__class__", AddedLinear),
+        lambda model: setattr(model, "trm_encoder", nn.Identity()),
+    ],
+)
+def test_no_fast_encoder_goes_round_what_was_overridden(change, folder):
+    model, _ = open_model("inductive_ft", folder, fast=False)
+    change(model)
+    use_fast_parts(model)
+    assert not {"encode_scored", "encode_last"} & vars(model).keys()
+    assert "forward" in vars(model.moe_adaptor.experts)
 
 
 class ZeroAtFirst(PWLayer):

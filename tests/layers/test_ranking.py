@@ -1,8 +1,10 @@
 """Ranks with ties, worked by hand."""
 
 import torch
+import torch.nn.functional as F
 
-from layers.ranking import expected_ranks
+import layers.ranking
+from layers.ranking import expected_ranks, ranks_in_blocks
 
 
 def rank(scores, target):
@@ -40,3 +42,17 @@ def test_a_target_without_a_finite_score_is_ranked_like_any_other():
 def test_a_row_with_nan_has_no_rank():
     ranks = expected_ranks(torch.tensor([[0.1, torch.nan, 0.3], [0.1, 0.2, 0.3]]), torch.tensor([0, 0]))
     assert ranks.isnan().tolist() == [True, False] and ranks[1] == 3.0
+
+
+def test_a_target_that_scores_almost_nothing_keeps_its_rank_in_blocks(monkeypatch):
+    """Its score by itself and its score in a block are rounded differently, and the difference is no small share."""
+    monkeypatch.setattr(layers.ranking, "_SCORES_AT_ONCE", 400 * 64)
+    generator = torch.Generator().manual_seed(0)
+    items = F.normalize(torch.randn(200, 300, generator=generator), dim=-1)
+    items[100:] = items[:100]  # each item has a twin
+    states = F.normalize(torch.randn(400, 300, generator=generator), dim=-1)
+    targets = torch.arange(400) % 200
+    scores = states.double() @ items.double().T
+    own = scores.gather(1, targets[:, None])
+    expected = (scores > own + 1e-9).sum(1) + 1.5  # the twin is equal
+    assert torch.equal(ranks_in_blocks(lambda left, right: left @ right.mT, states, items, targets), expected.double())
