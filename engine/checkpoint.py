@@ -16,7 +16,7 @@ from numpy._core.multiarray import scalar
 from common.errors import UserError
 from common.files import atomic_path
 from data.features import made_by_suffix
-from engine.settings import check_window
+from engine.settings import check_predictions_per_row
 
 FORMAT = "unisrec-1"
 _EXPERT = "moe_adaptor.experts"
@@ -138,7 +138,7 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
     missing = [key for key in SHAPE if key not in found]
     if missing:
         logger.info("%s does not say %s; this run uses its own values", path, ", ".join(missing))
-    check_window(config.given, config)
+    check_predictions_per_row(config.given, config)
 
 
 def _shape_of(checkpoint):

@@ -306,7 +306,7 @@ def settle(command: str, options: dict, recbole=(), own=()) -> Settled:
             setting = _with_range(settings.get(key) or Setting(key, None), ranges)
             given[key], where[key] = setting.check(value, prefix + key), prefix + key
     settled = Settled(files, settings, given, where)
-    check_window(given, settled.values())
+    check_predictions_per_row(given, settled.values())
     return settled
 
 
@@ -338,7 +338,7 @@ def _settings_of_props():
     return [setting for name in names for setting in read_settings(props_file(name)).values()]
 
 
-def check_window(given, settings):
+def check_predictions_per_row(given, settings):
     """Check that `predictions_per_row`, if the user set it, is at most MAX_ITEM_LIST_LENGTH.
 
     Raises:

@@ -166,9 +166,11 @@ def test_rows_and_whole_sequences_learn_the_same(data, tmp_path):
     still = ["--hidden_dropout_prob=0", "--attn_dropout_prob=0", "--adaptor_dropout_prob=0", "--learner=sgd"]
     options = [*still, "--train_stage=inductive_ft", "--epochs=1", "--train_batch_size=100000"]
     states = []
-    for shared in (50, 1):
+    for predictions_per_row in (50, 1):
         # the gate's noise is drawn for each item of the catalogue, in the same order
-        _, path = tuned(data, tmp_path / str(shared), *options, f"--predictions_per_row={shared}")
+        _, path = tuned(
+            data, tmp_path / str(predictions_per_row), *options, f"--predictions_per_row={predictions_per_row}"
+        )
         states.append(read_checkpoint(path)["state_dict"])
     for name, tensor in states[0].items():
         torch.testing.assert_close(tensor, states[1][name], rtol=1e-4, atol=1e-6, msg=name)

@@ -27,12 +27,12 @@ def open_reference(stage, golden, golden_folder):
     return reference, model, dataset
 
 
-@pytest.mark.parametrize(("shared", "window"), [(1, MAX_HISTORY), (2, 16), (16, 16)])
+@pytest.mark.parametrize(("predictions_per_row", "cut_length"), [(1, MAX_HISTORY), (2, 16), (16, 16)])
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft", "pretrain"])
-def test_the_model_has_the_loss_and_gradients_of_the_reference(stage, shared, window, tmp_path):
-    """On every row of a training file, no dropout; one prediction a row, where histories are longer than the window."""
-    write_downstream(tmp_path, users=14, cut_length=window, longest=16, repeat=(0, 1, 20))
-    write_mixture(tmp_path, users=6, cut_length=window, longest=14)
+def test_the_model_has_the_loss_and_gradients_of_the_reference(stage, predictions_per_row, cut_length, tmp_path):
+    """On every row of a training file, no dropout; one prediction a row, where histories are longer than the cut."""
+    write_downstream(tmp_path, users=14, cut_length=cut_length, longest=16, repeat=(0, 1, 20))
+    write_mixture(tmp_path, users=6, cut_length=cut_length, longest=14)
     model, dataset = open_model(stage, str(tmp_path))
     count = dataset.catalogue.n_items
     features = dataset.features.lookup(torch.arange(1, count * (2 if stage == "pretrain" else 1) + 1))
@@ -42,7 +42,7 @@ def test_the_model_has_the_loss_and_gradients_of_the_reference(stage, shared, wi
     train = dataset.build()[0]
     rows = train[np.arange(len(train))]
     history = rows["item_id_list"], rows["item_length"]
-    batch = one_batch(dataset, shared)
+    batch = one_batch(dataset, predictions_per_row)
     if stage == "pretrain":
         batch.users = torch.arange(len(batch))  # the published loss has other targets of a user as negatives
         loss = reference.pretrain_loss(*history, rows["item_id"], *history)

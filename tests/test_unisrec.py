@@ -43,13 +43,13 @@ def test_gates_are_noisy_only_in_training():
 
 
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
-@pytest.mark.parametrize(("where", "shared"), [("folder", 1), ("whole", 1), ("whole", 2), ("whole", 50)])
-def test_loss_and_gradients_are_those_of_all_rows(stage, where, shared, request):
+@pytest.mark.parametrize(("where", "predictions_per_row"), [("folder", 1), ("whole", 1), ("whole", 2), ("whole", 50)])
+def test_loss_and_gradients_are_those_of_all_rows(stage, where, predictions_per_row, request):
     """Of RecBole's batch of all rows, the repeated ones twice."""
     model, dataset = open_model(stage, request.getfixturevalue(where))
     longest = np.diff(dataset.sequences("train").offsets).max() - 1
     assert dataset.max_history == (MAX_HISTORY if where == "folder" else longest) and longest > MAX_HISTORY
-    batch = one_batch(dataset, shared)
+    batch = one_batch(dataset, predictions_per_row)
     assert batch.weights is not None
     loss = model.calculate_loss(batch)
     found = gradients(model, loss)
@@ -62,12 +62,12 @@ def test_loss_and_gradients_are_those_of_all_rows(stage, where, shared, request)
 def test_a_shared_history_is_exact_up_to_the_window(folder):
     model, dataset = open_model("inductive_ft", folder)
     states = {}
-    for shared in (1, 4):
-        batch = one_batch(dataset, shared)
+    for predictions_per_row in (1, 4):
+        batch = one_batch(dataset, predictions_per_row)
         with torch.no_grad():
             found = model.encode_scored(model.item_representations(batch.items), batch.scored)
         names = zip(batch.users.tolist(), batch.targets.tolist(), batch_histories(batch), strict=True)
-        states[shared] = dict(zip(names, found, strict=True))
+        states[predictions_per_row] = dict(zip(names, found, strict=True))
     short = {name for name in states[1] if len(name[2]) <= MAX_HISTORY - 4}
     assert short and short <= states[4].keys() and states[4].keys() != states[1].keys()
     for name in states[1].keys() & states[4].keys():
@@ -86,8 +86,8 @@ def test_pretraining_states_and_losses_are_the_same_however_many_share_a_history
     model, dataset = open_model("pretrain", whole)
     assert dataset.max_history == np.diff(dataset.sequences("train").offsets).max() - 1 > 2
     found = []
-    for shared in (50, 1):
-        batch = one_batch(dataset, shared)
+    for predictions_per_row in (50, 1):
+        batch = one_batch(dataset, predictions_per_row)
         states = model.encode_scored(model.item_representations(batch.items), batch.scored)
         views = model.encode_scored(model.item_representations(batch.augmented_items), batch.augmented_scored)
         torch.testing.assert_close(states, views, rtol=1e-5, atol=1e-6)
@@ -286,13 +286,13 @@ def test_scores_have_gradients_where_they_are_asked_for(folder):
 
 
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
-@pytest.mark.parametrize("shared", [1, 50])
-def test_sampled_softmax_of_the_whole_catalogue_is_the_exact_one(stage, shared, folder):
+@pytest.mark.parametrize("predictions_per_row", [1, 50])
+def test_sampled_softmax_of_the_whole_catalogue_is_the_exact_one(stage, predictions_per_row, folder):
     """Loss and every gradient; those of the id embedding are sparse."""
     results = []
     for count in (0, 1000):
         model, dataset = open_model(stage, folder, sampled_negatives=count)
-        loss = model.calculate_loss(one_batch(dataset, shared))
+        loss = model.calculate_loss(one_batch(dataset, predictions_per_row))
         found = gradients(model, loss)
         if stage == "transductive_ft":
             assert found["item_embedding.weight"].is_sparse == bool(count)

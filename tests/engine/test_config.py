@@ -285,14 +285,14 @@ def test_a_value_that_makes_no_sense_is_refused_before_anything_is_read(argv, me
         config_of(*words)
 
 
-def test_a_shorter_window_needs_no_other_option():
-    """The default of predictions_per_row is above this window; only one that the user gave is refused."""
+def test_shorter_histories_need_no_other_option():
+    """The default of predictions_per_row is above this length. Only one that the user gave is refused."""
     config = config_of("--MAX_ITEM_LIST_LENGTH=10")
     assert config["MAX_ITEM_LIST_LENGTH"] == 10 < config["predictions_per_row"]
 
 
 @pytest.mark.parametrize(
-    ("argv", "shared"),
+    ("argv", "predictions_per_row"),
     [
         (["--train_stage=inductive_ft"], 2),
         (["--train_stage=inductive_ft", "--predictions_per_row=7"], 7),
@@ -301,8 +301,8 @@ def test_a_shorter_window_needs_no_other_option():
         ([], 25),
     ],
 )
-def test_how_many_predictions_share_a_history_depends_on_the_stage(argv, shared):
-    assert config_of(*argv)["predictions_per_row"] == shared
+def test_how_many_predictions_share_a_history_depends_on_the_stage(argv, predictions_per_row):
+    assert config_of(*argv)["predictions_per_row"] == predictions_per_row
 
 
 def test_a_model_that_learns_from_pairs_gets_pairs():
