@@ -274,7 +274,7 @@ def nothing(folder):
         (nothing, ["--items=nowhere.csv"], "nowhere.csv: no such file"),
         (nothing, ["--user_k=99"], "none of the 12 interactions remains"),
         (nothing, ["--user_column=item_id"], "none of the 12 interactions remains"),
-        (nothing, ["--timestamp_column=user_id"], "'u' is no timestamp"),
+        (nothing, ["--timestamp_column=user_id"], "'u' is not a timestamp"),
         (nothing, ["--timestamp_format=%Y"], "--timestamp_format %Y: does not fit '0'"),
         (nothing, ["--encoding=latin-l"], "--encoding latin-l: no such encoding"),
         (nothing, ["--max_malformed=2"], "--max_malformed 2.0"),
