@@ -309,7 +309,7 @@ def test_damaged_files(tmp_path, refused, kind, table):
     path.write_bytes(path.read_bytes()[:-30])
     before = sorted(tmp_path.rglob("*"))
     message = refused(main, "--dataset=Shop", f"--output_path={tmp_path / 'out'}", "--plm_name=none", *argv)
-    assert str(path) in message and ("damaged" in message or "no Parquet file" in message)
+    assert str(path) in message and ("damaged" in message or "is not a Parquet file" in message)
     assert sorted(tmp_path.rglob("*")) == before
 
 
