@@ -2,14 +2,13 @@
 
     python benchmarks/encoding.py [--data_path DIR] [-d Scientific]
 
-The loop is the published one: 4 texts at a time in the order of the file, padded to the longest of the 4, float32.
-It runs in three variants: keeping the autograd graph (as published), under `no_grad`, and on a CPU also under `no_grad`
-with one thread, which is faster than several threads that wait for one another. Loops are slow, so each gets only a
-part of the texts; the output says how many.
+The loop is the published one: batches of 4 texts in the order of the file, padded to the longest text of the batch,
+float32. It runs in three variants: keeping the autograd graph (as published), under `no_grad`, and, on a CPU, under
+`no_grad` with one thread. Loops are slow, so each gets only a part of the texts. The output says how many.
 
-Loops and encoder alternate, because machines are noisy. Read the ratio first: it is to the fastest loop. The output
-also contains the largest difference between the vectors, and the time of the whole job (from loading the encoder to
-the written files feat1 and feat2). The whole job runs once, so its time is a noisier figure.
+The speed of a machine varies, so the loops and the encoder take turns. Read the ratio to the fastest loop first. The
+output also contains the largest difference between the vectors, and the time of the whole job, from loading the encoder
+to the written files feat1 and feat2. The whole job runs only once, so its time is less certain.
 
 The encoder is minilm unless --plm_name chooses another one.
 """
@@ -42,7 +41,7 @@ LOOPS = {  # name: (keeps the autograd graph, threads; None: torch's default)
 
 
 def main(argv: list[str]) -> None:
-    """The command; see the top of the file."""
+    """Run the command. It is described at the top of the file."""
     import torch
 
     from dataset.preprocessing.encode_text import load_dataset_texts
@@ -125,7 +124,7 @@ class Speed:
         return sum(self._texts) / sum(self._seconds)
 
     def line(self, name: str, reference: float) -> str:
-        """One row of the table, with the ratio to `reference` (texts per second)."""
+        """A line of the table, with the ratio to `reference` (texts per second)."""
         rates = [texts / seconds for texts, seconds in zip(self._texts, self._seconds, strict=True)]
         return (
             f"{name:24}{self.rate():8,.0f} texts/s{self.rate() / reference:7.2f} x"
@@ -134,7 +133,7 @@ class Speed:
 
 
 class Loop:
-    """The reference: 4 texts at a time, in the given order. It pools as the encoder does."""
+    """The reference: batches of 4 texts, in the given order, with the pooling of the encoder."""
 
     def __init__(self, model: "Encoder") -> None:
         from dataset.preprocessing.encoder import load_encoder

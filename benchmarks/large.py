@@ -3,9 +3,9 @@
     python benchmarks/large.py mixture [--folder DIR]       # 5 shops, 1.36 M users, 447,000 items, 14 M interactions
     python benchmarks/large.py catalogue [--folder DIR]     # 1 M items, 20,000 users
 
-Text features are 768 wide, float16: 1.5 GB per million items. The data are generated once and stay in --folder
+Text features have width 768 and are float16: 1.5 GB per million items. The data are generated once and stay in --folder
 (default: a temporary folder). Items form clusters, also in their features, and users mostly stay in two clusters, so
-that there is something to learn. Each measurement runs in a process of its own. Peak memory includes the pages of
+that a model can learn something. Each measurement runs in a process of its own. Peak memory includes the pages of
 mapped features that were read.
 """
 
@@ -43,9 +43,9 @@ def write_shop(folder: str, name: str, users: int, items: int, interactions: int
     """Generate a data set and write it with the writers of this project.
 
     Args:
-        folder: the folder of the data set is made in it.
+        folder: the folder in which the folder of the data set is created.
         name: the data set.
-        users, items, interactions: how many.
+        users, items, interactions: their numbers.
         variants: number of feature files: feat1Mean, feat2Mean, ...
     """
     import polars as pl
@@ -202,14 +202,16 @@ _MEASURES = {
 
 
 def main() -> None:
-    """The command; see the top of the file."""
+    """Run the command. It is described at the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("mixture", "catalogue"))
     parser.add_argument("--folder", help="folder for the generated data, up to 5 GB (default: temporary)")
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on the numbers above (default: 1)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="factor on the numbers of users, items and interactions (default: 1)"
+    )
     parser.add_argument("--seconds", type=float, default=30, help="seconds of pre-training to measure (default: 30)")
     parser.add_argument("--negatives", type=int, default=8192, help="sampled negatives per step (default: 8192)")
-    parser.add_argument("--exact", action="store_true", help="also measure one step of the exact softmax, some minutes")
+    parser.add_argument("--exact", action="store_true", help="also measure one step of the exact softmax (minutes)")
     parser.add_argument("--measure", choices=_MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     options = parser.parse_args()

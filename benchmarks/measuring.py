@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: one process per measurement, opening data, timed training, memory."""
+"""Functions that the benchmarks share: a process per measurement, opening data, timed training, memory."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def memory() -> dict[str, float]:
     """Memory of this process in GB.
 
     Returns:
-        `peak_gb`: the peak resident memory. On Linux also the resident memory now: `anonymous_gb` (private to the
+        `peak_gb`: the peak resident memory. On Linux also the current resident memory: `anonymous_gb` (private to the
         process) and `mapped_gb` (pages of mapped files).
     """
     from engine.reporting import peak_memory_mb
@@ -71,9 +71,9 @@ def training_rate(config: "Config", dataset: "UniSRecDataset", seconds: float, w
     """Measure the speed of training, making the batches included.
 
     Args:
-        config, dataset: as from `open_data`.
-        seconds: at least this long; one step is always measured.
-        warm_up: steps before the measurement.
+        config, dataset: from `open_data`.
+        seconds: the shortest time to measure. At least one step is measured.
+        warm_up: number of steps before the measurement.
 
     Returns:
         Predictions per second.

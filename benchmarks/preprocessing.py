@@ -50,7 +50,7 @@ def generate(path: str, rows: int, users: int, items: int, seed: int = 0) -> Non
 
 
 def ours(ratings: str, folder: str) -> None:
-    """This code: what `process_amazon.py` does, with the same text for every item."""
+    """Process the ratings with this code, as `process_amazon.py` does, with the same text for every item."""
     import polars as pl
 
     from dataset.preprocessing.process_amazon import read_ratings
@@ -65,7 +65,7 @@ def ours(ratings: str, folder: str) -> None:
 
 
 def reference(ratings: str, folder: str) -> None:
-    """The reference: dicts, sets and loops over rows."""
+    """Process the ratings with dicts, sets and loops over rows."""
     rows, seen = [], set()
     with open(ratings, encoding="utf-8") as file:
         for item, user, _, timestamp in csv.reader(file):
@@ -150,11 +150,11 @@ def compare(options: argparse.Namespace, folder: str) -> None:
 
 
 def main() -> None:
-    """The command; see the top of the file."""
+    """Run the command. It is described at the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=20_000_000, help="ratings (default: 20000000)")
-    parser.add_argument("--users", type=int, default=2_000_000, help="default: 2000000")
-    parser.add_argument("--items", type=int, default=500_000, help="default: 500000")
+    parser.add_argument("--rows", type=int, default=20_000_000, help="number of ratings (default: 20000000)")
+    parser.add_argument("--users", type=int, default=2_000_000, help="number of users (default: 2000000)")
+    parser.add_argument("--items", type=int, default=500_000, help="number of items (default: 500000)")
     parser.add_argument("--folder", help="folder for the generated files, 6 GB at full size (default: temporary)")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--ratings", help=argparse.SUPPRESS)

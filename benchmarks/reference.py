@@ -100,7 +100,7 @@ class ReferenceUniSRec(nn.Module):
         return table + self.item_embedding.weight[start:] if self.stage == "transductive_ft" else table
 
     def finetune_loss(self, items: Tensor, lengths: Tensor, targets: Tensor, with_padding: bool = False) -> Tensor:
-        """Cross entropy over the catalogue (paper, section 2.3). In the published code padding is a class, too."""
+        """Cross entropy over the catalogue (paper, section 2.3). In the published code, padding is also a class."""
         states = F.normalize(self.encode(items, lengths), dim=-1)
         table = F.normalize(self.candidates(with_padding), dim=-1)
         return F.cross_entropy(states @ table.T / self.temperature, targets if with_padding else targets - 1)
@@ -108,7 +108,7 @@ class ReferenceUniSRec(nn.Module):
     def pretrain_loss(
         self, items: Tensor, lengths: Tensor, targets: Tensor, view: Tensor, view_lengths: Tensor
     ) -> Tensor:
-        """Sequence-to-item and sequence-to-sequence contrast (paper, section 2.2.3).
+        """Sequence-to-item and sequence-to-sequence contrastive loss (paper, section 2.2.3).
 
         Pairs with the same target are not negatives of each other.
         """

@@ -70,12 +70,16 @@ def measure(options: argparse.Namespace) -> tuple[float, float]:
 
 
 def main() -> None:
-    """The command; see the top of the file."""
+    """Run the command. It is described at the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--processes", default="1,2,4", help="numbers of processes to measure (default: 1,2,4)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process (default: 1)")
-    parser.add_argument("--batch", type=int, default=8192, help="predictions per step, all processes (default: 8192)")
-    parser.add_argument("--steps", type=int, default=5, help="steps to measure, after two of warm-up (default: 5)")
+    parser.add_argument(
+        "--batch", type=int, default=8192, help="predictions per batch, over all processes (default: 8192)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=5, help="steps to measure, after two steps of warm-up (default: 5)"
+    )
     parser.add_argument("--folder", help="folder for the generated data, 3 GB (default: temporary)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,12 +1,12 @@
-"""Speed and memory of training and evaluation, compared with the published way of computing in the same run.
+"""Speed and memory of training and evaluation, compared with a plain reference in the same run.
 
     python benchmarks/speed.py                                         # MovieLens, which RecBole includes
     python benchmarks/speed.py -d Scientific -m BTS [--data DIR]       # DIR contains downstream/ and pretrain/
     python benchmarks/speed.py -d Scientific --parts finetune,startup
 
-The reference (reference.py) encodes one row per prefix, padded to 50 items. It adapts every position, one expert after
-the other. It computes the item table again for every batch of an evaluation. One of its steps takes up to a minute.
-Each measurement runs in a process of its own; peak memory is that of the process.
+The reference (reference.py) computes as the published code does. It encodes one row per prefix, padded to 50 items. It
+adapts every position, one expert after the other. It computes the item table again for every batch of an evaluation.
+One of its steps takes up to a minute. Each measurement runs in a process of its own, whose peak memory is reported.
 """
 
 import argparse
@@ -29,7 +29,7 @@ PREDICTIONS_PER_ROW = (1, 2, 4, 50)
 
 
 def main() -> None:
-    """The command; see the top of the file."""
+    """Run the command. It is described at the top of the file."""
     options = _parser().parse_args()
     if options.measure:
         print(json.dumps(_MEASURES[options.measure](options) | memory()))
@@ -251,9 +251,13 @@ _MEASURES = {
 
 def _parser():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("-d", "--dataset", default="Drama", help="to fine-tune on (default: Drama, from MovieLens)")
-    parser.add_argument("-m", "--mixture", default="Films", help="to pre-train on (default: Films, from MovieLens)")
-    parser.add_argument("--data", metavar="DIR", help="contains downstream/ and pretrain/ (default: dataset)")
+    parser.add_argument(
+        "-d", "--dataset", default="Drama", help="data set to fine-tune on (default: Drama, from MovieLens)"
+    )
+    parser.add_argument(
+        "-m", "--mixture", default="Films", help="mixture to pre-train on (default: Films, from MovieLens)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="folder with downstream/ and pretrain/ (default: dataset)")
     parser.add_argument("--parts", default=",".join(_PARTS), metavar="A,B,C", help=f"default: {','.join(_PARTS)}")
     parser.add_argument("--seconds", type=float, default=20, help="seconds of training to measure (default: 20)")
     parser.add_argument("--measure", choices=_MEASURES, help=argparse.SUPPRESS)

@@ -342,7 +342,7 @@ def test_a_checkpoint_of_several_processes_holds_the_noise_of_each(computed):
 
 
 def test_going_on_with_another_number_of_processes(mixture, tmp_path):
-    """The noise then differs, the weights, the optimiser and the order of the data do not."""
+    """The noise then differs, the weights, the optimizer and the order of the data do not."""
     common = ["-d", "Mix", f"--data_path={mixture}", f"--checkpoint_dir={tmp_path}", *SMALL]
     pretrain.main([*common, "--epochs=1"])
     content = torch.load(tmp_path / "UniSRec-Mix-1.pth", weights_only=True)

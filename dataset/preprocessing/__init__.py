@@ -1,1 +1,1 @@
-"""From raw interactions and item texts to data sets in the published layout, and to feature files."""
+"""Turns raw interactions and item texts into data sets in the published layout, and into feature files."""

@@ -1,4 +1,4 @@
-"""Options and steps that the commands for all kinds of shops share, from interactions to features."""
+"""Options and steps that all processing commands share, from interactions to features."""
 
 import argparse
 import os
@@ -24,7 +24,7 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file
 
 
 def add_processing_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that the commands for all kinds of shops share."""
+    """Add the options that all processing commands share."""
     parser.add_argument("--output_path", default=os.path.join(PROJECT, "dataset", "downstream"), metavar="DIR",
                         help="where the data set's folder is created (default: dataset/downstream)")  # fmt: skip
     parser.add_argument("--user_k", type=int, default=5, metavar="N",
@@ -37,7 +37,7 @@ def add_processing_options(parser: argparse.ArgumentParser) -> None:
                         help="items with an empty text: error stops, empty keeps them, drop leaves them out "
                              "(default: error)")  # fmt: skip
     parser.add_argument("--max_malformed", type=float, default=MAX_MALFORMED, metavar="SHARE",
-                        help="malformed rows are left out; stop if their share is larger (default: 0.01)")  # fmt: skip
+                        help="leave out malformed rows; stop if their share is larger (default: 0.01)")  # fmt: skip
     add_encoding_options(parser, allow_none=True)
 
 
@@ -58,11 +58,11 @@ def process(
         read_texts: see `splits.write_data_set`.
         malformed: one for each source file.
         recorded_options: further options of the command, for the description.
-        left_out: what was left out while reading -> number of rows. May be filled while reading.
+        left_out: reason -> number of rows that were left out while reading. `read_interactions` may fill it.
         further_rules: further fields of `splits.Rules`.
 
     Raises:
-        UserError: an option is out of range, or a file is missing or malformed, or nothing remains.
+        UserError: an option is out of range, a file is missing or malformed, or no interaction remains.
     """
     rules = Rules(options.user_k, options.item_k, options.missing_text, **further_rules)
     rules.check()
@@ -87,7 +87,7 @@ def process(
 
 
 def check_encoding_options(options: argparse.Namespace) -> None:
-    """Load the encoder and check its options before long work, unless `--plm_name none` is given.
+    """Load the encoder and check its options before a long computation, unless `--plm_name none` is given.
 
     Args:
         options: those of `encoding_options.add_encoding_options`.

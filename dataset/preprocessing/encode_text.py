@@ -8,7 +8,7 @@ lists them. No other file is changed, so the texts can be encoded again with ano
     python dataset/preprocessing/encode_text.py -d Scientific --plm_name minilm     # Mean; needs no network
     torchrun --nproc_per_node=4 dataset/preprocessing/encode_text.py -d Scientific  # a GPU for each process
 
-A run that was stopped can be started again. It resumes where it was, and the result is the same to the byte.
+A run that was stopped can be started again. It resumes where it stopped, and writes the same bytes.
 """
 
 import argparse
@@ -67,10 +67,11 @@ def encode_dataset(
     """Write the feature files of a data set and their descriptions into PATH/NAME.
 
     Finished shards are kept in a hidden folder beside the data set's files until everything is written. After a kill, a
-    call with the same settings resumes from them, and the result is the same to the byte. In a process group, every
-    process calls this and encodes a share. Process 0 writes the files.
+    call with the same settings resumes from them, and writes the same bytes. In a process group, every process calls
+    this and encodes a share. Process 0 writes the files.
 
-    `NAME.json`, the data set's description, gets an entry for each file under `features`. Its other entries stay.
+    `NAME.json`, the description of the data set, gets an entry for each file under `features`. Its other entries stay
+    unchanged.
 
     Args:
         name: the data set.
@@ -259,14 +260,14 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> None:
     """Run the command. It is described at the top of the file."""
     options = _parser().parse_args(argv)
-    # a long timeout: processes meet only before and after the encoding
+    # a long timeout: the processes communicate only before and after the encoding
     with process_group(timeout=datetime.timedelta(days=7)):
         try:
             _run(options)
         except UserError:
             if is_main():
                 raise
-            time.sleep(1)  # If one process exits, torchrun kills the others. Process 0 must print the error before.
+            time.sleep(1)  # If one process exits, torchrun kills the others. Process 0 must print the error first.
             raise SystemExit(2) from None
 
 

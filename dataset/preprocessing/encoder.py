@@ -40,8 +40,8 @@ TOKENISED_AT_ONCE = 1024  # texts
 SHARD_TEXTS = 2048  # texts of a shard. A killed run loses at most one shard
 MOST_SHARDS = 256  # of a data set. Beyond this the shards become larger
 ROWS_AT_ONCE = 8192  # vectors copied at once into the order of the items
-HUB_SECONDS = 5  # timeout of the first request to the Hugging Face hub
-SECONDS_BETWEEN_LINES = 30  # of progress, if stderr is no terminal
+HUB_SECONDS = 5  # timeout of the first request to the Hugging Face Hub
+SECONDS_BETWEEN_LINES = 30  # of progress, if stderr is not a terminal
 
 
 # -- the language model ----------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ class Encoder:
         self._model = model.to(self.device)
 
     def tokenise(self, texts: Sequence[str], progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Tokenise n texts.
+        """Tokenize n texts.
 
         Args:
             texts: the texts.
@@ -115,7 +115,7 @@ class Encoder:
         parts: list[np.ndarray] = [np.empty(0, np.int32)]
         lengths: list[int] = []
         starts = range(0, len(texts), TOKENISED_AT_ONCE)
-        for start in tqdm(starts, "tokenising", leave=False, disable=None if progress and is_main() else True):
+        for start in tqdm(starts, "tokenizing", leave=False, disable=None if progress and is_main() else True):
             ids = self._tokenizer(
                 texts[start : start + TOKENISED_AT_ONCE],
                 truncation=True,
@@ -346,8 +346,8 @@ def encode(
 ) -> np.ndarray:
     """Encode texts with a frozen language model.
 
-    Identical texts are encoded once. Batches hold texts of similar length, and only the set of texts decides which. So
-    the vector of a text does not depend on its position in the list. As one thread computes a whole batch, the vector
+    Identical texts are encoded once. A batch contains texts of similar length, and depends only on the set of texts. So
+    the vector of a text does not depend on its position in the list. One thread computes a whole batch, so the vector
     does not depend on the number of threads either.
 
     Args:
@@ -356,7 +356,7 @@ def encode(
         progress: show texts per second and the time left on stderr.
 
     Returns:
-        float32 [n, width], not normalised.
+        float32 [n, width], not normalized.
 
     Raises:
         UserError: the encoder cannot be loaded or used, or an option is out of range.
@@ -382,7 +382,7 @@ class TokenisedTexts:
 
     Args:
         texts: n texts.
-        encoder: tokenises them.
+        encoder: tokenizes them.
         progress: see `Encoder.tokenise`.
 
     Attributes:
@@ -462,7 +462,7 @@ def encode_shards(
             bar.update(job)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # the workers have changed the default of future threads
+        torch.set_num_threads(threads)  # the workers have changed the default of new threads
         bar.close()
 
 
@@ -624,7 +624,7 @@ def write_rows(path: str, blocks: Iterable[np.ndarray]) -> None:
 
 
 def in_step(step: Callable, *arguments: Any) -> Any:
-    """Run a step in every process. If it fails in one, all raise the error, so that no process waits for another.
+    """Run a step in every process. If it fails in one process, all raise the error, so that none waits for another.
 
     Returns:
         The result of this process.

@@ -11,13 +11,13 @@ def add_encoding_options(parser: argparse.ArgumentParser, allow_none: bool = Fal
     none = f"; {NO_ENCODER}: do not encode" if allow_none else ""
     add = parser.add_argument_group("encoding of the texts").add_argument
     add("--plm_name", default=DEFAULT_ENCODER, metavar="NAME",
-        help=f"the language model: minilm (installed all-MiniLM-L6-v2), a local folder, or a Hugging Face name{none} "
+        help=f"the language model: minilm (all-MiniLM-L6-v2, installed), a local folder, or a Hugging Face name{none} "
              f"(default: {DEFAULT_ENCODER})")  # fmt: skip
     add("--emb_type", metavar="CLS|Mean", help="pooling of the token vectors (default: Mean for minilm, else CLS)")
     add("--word_drop_ratio", type=float, default=0.15, metavar="SHARE",
         help="probability that feat2 drops a word of a text (default: 0.15)")  # fmt: skip
     add("--variants", type=int, default=1, metavar="N",
-        help="files of texts with dropped words: feat2, feat3, ... (default: 1)")  # fmt: skip
+        help="number of feature files of texts with dropped words: feat2, feat3, ... (default: 1)")  # fmt: skip
     add("--seed", type=int, default=2020, metavar="N", help="seed of the dropped words (default: 2020)")
     add("--normalise", action="store_true", help="scale each vector to length 1")
     add("--gpu_id", type=int, metavar="N",

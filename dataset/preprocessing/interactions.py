@@ -1,4 +1,4 @@
-"""Interactions as columns of numbers: removing repeated rows, the k-core, chronological order."""
+"""Interactions as columns of numbers: removal of repeated rows, k-core, chronological order."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ class Interactions:
     """n interactions in file order.
 
     Attributes:
-        user, item: uint32 [n], indices into `users` and `items`. Their order has no meaning.
-        timestamp: int64 or float64 [n]. Only the order counts.
+        user, item: uint32 [n], indices into `users` and `items`. The order of the indices has no meaning.
+        timestamp: int64 or float64 [n]. Only the order of the timestamps is used.
         position: int64 [n], ascending, the number of each interaction among the rows that were read.
-        users, items: raw ids (str), each once. Some may have no interaction.
+        users, items: raw ids (str), each once. An id may have no interaction.
     """
 
     user: np.ndarray
@@ -111,9 +111,9 @@ def _mix_bits(numbers: np.ndarray) -> np.ndarray:
 
 
 def k_core(rows: Interactions, user_k: int, item_k: int) -> Interactions:
-    """Remove users with fewer than `user_k` and items with fewer than `item_k` interactions until none is left.
+    """Remove users with fewer than `user_k` and items with fewer than `item_k` interactions, until there are no more.
 
-    The result is the largest such set of rows, whatever the order of the steps.
+    The result does not depend on the order of the steps.
     """
     sides = [(rows.user, np.bincount(rows.user), user_k), (rows.item, np.bincount(rows.item), item_k)]
     keep = np.ones(len(rows), dtype=bool)
@@ -132,7 +132,7 @@ def k_core(rows: Interactions, user_k: int, item_k: int) -> Interactions:
 
 @dataclasses.dataclass
 class OrderedInteractions:
-    """All interactions, user after user, each user's from the oldest to the newest.
+    """All interactions, user after user, those of a user from the oldest to the newest.
 
     Attributes:
         item: int64 [n], item numbers.
@@ -191,7 +191,7 @@ def _sort_by_user_and_time(user: np.ndarray, timestamp: np.ndarray) -> np.ndarra
 def _number_by_appearance(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Number codes below `size` by first appearance: the number of each code [size], and the codes in that order."""
     first = np.full(size, len(codes))
-    first[codes[::-1]] = np.arange(len(codes))[::-1]  # the last assignment to an index counts, hence the reversal
+    first[codes[::-1]] = np.arange(len(codes))[::-1]  # reversed, because the last assignment to an index counts
     seen = np.flatnonzero(first < len(codes))
     order = seen[np.argsort(first[seen])]
     numbers = np.zeros(size, dtype=np.int64)

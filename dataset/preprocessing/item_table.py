@@ -30,7 +30,7 @@ def text_reader(
         fields: the columns that make up the text, in order. Each entry lists the names that the column may have.
         malformed: counts the rows without an item id.
         make_text: turns the fields of an item into its text, such as `texts.item_text`.
-        all_items: read every item of the table.
+        all_items: read the text of every item of the table.
         skip_empty: ignore rows in which all fields are empty.
         read_id: turns the name of a column with raw ids into an expression for them.
         reading: further arguments of `tables.read_table`.

@@ -217,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="folder of the downloaded files (default: dataset/raw of the project)")  # fmt: skip
     parser.add_argument("--ratings", metavar="FILE", help="ratings file, instead of --input_path")
     parser.add_argument("--metadata", metavar="FILE",
-                        help="metadata file to --ratings: JSON lines, .gz or plain")  # fmt: skip
+                        help="metadata file that belongs to --ratings: JSON lines, .gz or plain")  # fmt: skip
     parser.add_argument("--edition", choices=sorted(COLUMNS | RATINGS), help="default: derived from the file names")
     parser.add_argument("--text_fields", default=TEXT_FIELDS, metavar="A,B,C",
                         help=f"fields of the metadata that make up the text (default: {TEXT_FIELDS})")  # fmt: skip

@@ -131,8 +131,8 @@ def _parser() -> argparse.ArgumentParser:
         "--encoding", default="utf-8", metavar="NAME", help="encoding of both text files (default: utf-8)"
     )
     parser.add_argument("--split", choices=tuple(MIN_INTERACTIONS), default="leave_one_out",
-                        help="leave_one_out: the last interaction of each user is the test; time: the latest "
-                             "interactions of all users are (default: leave_one_out)")  # fmt: skip
+                        help="leave_one_out: test on the last interaction of each user; time: test on the latest "
+                             "interactions of all users (default: leave_one_out)")  # fmt: skip
     parser.add_argument("--valid_share", type=float, default=0.1, metavar="SHARE",
                         help="share of the interactions for validation, with --split time (default: 0.1)")  # fmt: skip
     parser.add_argument("--test_share", type=float, default=0.1, metavar="SHARE",

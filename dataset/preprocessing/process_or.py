@@ -26,7 +26,7 @@ from dataset.preprocessing.tables import MalformedRows, check_columns, guess_enc
 from dataset.preprocessing.texts import clean_sentence  # noqa: E402
 from dataset.preprocessing.times import time_column  # noqa: E402
 
-INVOICE, WORKBOOK_INVOICE = "InvoiceNo", "Invoice"  # the second in the workbook of two years
+INVOICE, WORKBOOK_INVOICE = "InvoiceNo", "Invoice"  # the second name is that in UCI's workbook of two years
 COLUMNS = ("StockCode", "Description", "InvoiceDate")
 
 
@@ -52,7 +52,7 @@ def process_or(options: argparse.Namespace) -> None:
             path,
             ["StockCode"],
             [["Description"]],
-            MalformedRows(path, 1.0),  # they have already been counted with the interactions
+            MalformedRows(path, 1.0),  # malformed rows have already been counted with the interactions
             functools.partial(description_text, style=options.text_style),
             skip_empty=True,
             encoding=encoding,

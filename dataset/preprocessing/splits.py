@@ -27,7 +27,7 @@ from dataset.preprocessing.texts import TEXT_HEADER, has_words, texts_sha256
 INTER_HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token"
 SPLITS = ("train", "valid", "test")
 CUT_LENGTH = 50  # items of a history. Older items are cut off
-MIN_INTERACTIONS = {"leave_one_out": 3, "time": 2}  # of a user: the first item, and a target in each split it must have
+MIN_INTERACTIONS = {"leave_one_out": 3, "time": 2}  # of a user: the first item, and the targets that it must have
 MISSING_TEXT = ("error", "empty", "drop")
 _BLOCK = 1 << 20  # interactions written at once
 
@@ -60,7 +60,7 @@ class Rules:
         """Check the values.
 
         Raises:
-            UserError: a value is not one of the above.
+            UserError: a value is not allowed.
         """
         for key, allowed in (("missing_text", MISSING_TEXT), ("split", tuple(MIN_INTERACTIONS))):
             value = getattr(self, key)
@@ -93,7 +93,7 @@ def write_data_set(
 
     1. Of rows with the same user, item and timestamp, the first is kept.
     2. Items that the text table does not list are left out, with `missing_text` "drop" also those without a text.
-    3. Users and items with too few interactions are left out, until none is left.
+    3. Users and items with too few interactions are left out, until there are no more of them.
     4. The rest is sorted and numbered as `interactions.order_interactions` describes.
 
     Args:
@@ -164,7 +164,7 @@ def select(
 
     least = max(rules.user_k, MIN_INTERACTIONS[rules.split])
     rows = count("repeated rows", without_repeats(interactions))
-    # Whatever the texts are, only items of this core can remain. The texts of other items need not be held in memory.
+    # Only items of this core can remain. The texts of other items need not be held in memory.
     core = k_core(rows, least, rules.item_k)
     all_items, core_items = rows.items_with_interactions(), core.items_with_interactions()
     texts = read_texts(rows.items.gather(all_items), rows.items.gather(core_items))
@@ -254,7 +254,7 @@ def _catalogue(ordered_items: pl.Series, texts: pl.DataFrame, rules: Rules) -> p
 
 
 def _check_texts(name: str, items: pl.DataFrame, rules: Rules) -> list[str]:
-    """The raw ids of the items whose text is empty. An error if the rules allow none."""
+    """The raw ids of the items whose text is empty. An error if the rules do not allow such items."""
     empty = items.filter(~_has_words(pl.col("text")))["item"].to_list()
     if empty and rules.missing_text == "error":
         raise UserError(

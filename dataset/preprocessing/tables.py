@@ -31,11 +31,11 @@ _BLOCK = 1 << 25  # bytes of text parsed at once
 _LINES = 1 << 14  # JSON lines parsed at once
 _ROWS = 1 << 18  # Parquet rows read at once
 _LONGEST_LINE = 1 << 26  # bytes
-_LONGEST_ROW = 1 << 16  # lines that a quoted row may span. If no quote closes it before, its quote is a stray one
+_LONGEST_ROW = 1 << 16  # most lines of a quoted row. If its quote is not closed within them, the quote is stray
 _SEPARATORS = (",", "\t", ";", "|")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLANKS = b" \t" + codecs.BOM_UTF8  # may precede a JSON object
-_SURROGATE = re.compile(rb"\\u[dD]|\xed")  # in lines of JSON that may hold half of a surrogate pair, which is no text
+_SURROGATE = re.compile(rb"\\u[dD]|\xed")  # in lines of JSON that may hold half of a surrogate pair, which is not text
 
 
 class MalformedRows:
@@ -125,7 +125,7 @@ def read_table(
     The kind of the file follows from its name: `.jsonl`, `.json` or `.ndjson`, `.parquet`, anything else is CSV.
 
     Args:
-        path: the file. gzip is recognised by its content.
+        path: the file. gzip is recognized by its content.
         columns: the columns to read. If the file lacks one, this is an error in CSV and Parquet, and in JSON lines its
             values are null.
         parse: expressions of the columns, which are strings.
@@ -235,7 +235,7 @@ def as_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if value != value:
-        return None  # NaN: some tools write empty fields so
+        return None  # NaN: some tools write it for empty fields
     if isinstance(value, list | tuple):
         return " ".join(part for part in map(as_text, value) if part is not None)
     if isinstance(value, dict):
@@ -262,7 +262,7 @@ def _open_bytes(path: str) -> BinaryIO:
 def _open_text(path: str, encoding: str) -> "BinaryIO | _Utf8Reader":
     """Open a file whose bytes read as UTF-8. Invalid bytes of UTF-8 files stay as they are."""
     try:
-        "".encode(encoding)  # also refuses codecs that are no text encodings
+        "".encode(encoding)  # also refuses codecs that are not text encodings
         is_utf8 = codecs.lookup(encoding).name in ("utf-8", "ascii")
     except (LookupError, UnicodeError):
         raise UserError(f"--encoding {encoding}: no such encoding; expected utf-8, latin-1, utf-16, ...") from None
@@ -548,7 +548,7 @@ def _json_chunks(path: str, columns: Sequence[str], encoding: str, literals: boo
 
 
 def _parse_values(line: bytes, columns: Sequence[str], literals: bool) -> list[str | None] | None:
-    """The values of a line's object as strings. None if there is no object, or a value is no valid text."""
+    """The values of a line's object as strings. None if there is no object, or a value is not valid text."""
     found = _parse_object(line, literals)
     if found is None:
         return None
@@ -585,7 +585,7 @@ def _parquet_schema(path: str) -> pl.Schema:
     try:
         return _scan(path).collect_schema()
     except (pl.exceptions.PolarsError, OSError) as failure:
-        raise UserError(f"{path}: is no Parquet file ({str(failure).splitlines()[0]}); download it again") from None
+        raise UserError(f"{path}: is not a Parquet file ({str(failure).splitlines()[0]}); download it again") from None
 
 
 def _parquet_chunks(path: str, columns: Sequence[str]) -> Iterator[_Chunk]:

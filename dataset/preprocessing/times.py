@@ -33,7 +33,7 @@ def time_column(
         reading: further arguments of `tables.read_table`.
 
     Returns:
-        An expression of int64 or float64. Dates become microseconds since 1970. It is null if a value is no timestamp.
+        An expression of int64 or float64, null if a value is not a timestamp. Dates become microseconds since 1970.
 
     Raises:
         UserError: no format fits most values, or several formats fit.
@@ -90,8 +90,8 @@ def _find_format(path: str, column: str, sample: pl.DataFrame, preferred_day: st
     likely = [each for each, share in zip(FORMATS, shares, strict=True) if share > 0.5]
     if not likely:
         raise UserError(
-            f"{path}: {column}: {sample[column][0]!r} is no timestamp in a known format; expected seconds, dates such "
-            "as 2018-03-01 12:30:00, or another format, named with --timestamp_format"
+            f"{path}: {column}: {sample[column][0]!r} is not a timestamp in a known format; expected seconds, dates "
+            "such as 2018-03-01 12:30:00, or another format, named with --timestamp_format"
         )
     if len(likely) > 1:
         fitting = [_date(column, each).is_not_null().sum().alias(each) for each in likely]

@@ -87,7 +87,7 @@ def _check_names(datasets: Sequence[str], input_path: str) -> None:
 
 
 def _refuse_other_mixture(stem: str, datasets: Sequence[str]) -> None:
-    """Raise an error if the folder holds another mixture, as the first letters may be equal, or a data set."""
+    """Raise an error if the folder holds a data set, or another mixture whose name happens to be the same."""
     listing = f"{stem}.pt_datasets"
     if os.path.exists(listing):
         with open(listing, encoding="utf-8") as file:
@@ -98,7 +98,7 @@ def _refuse_other_mixture(stem: str, datasets: Sequence[str]) -> None:
                 "choose another --name, or remove that folder"
             )
     elif glob.glob(f"{glob.escape(stem)}.*"):
-        raise UserError(f"{os.path.dirname(stem)}: holds a data set that is no mixture; choose another --name")
+        raise UserError(f"{os.path.dirname(stem)}: holds a data set that is not a mixture; choose another --name")
 
 
 def _write_split(path: str, datasets: Sequence[str], input_path: str, split: str) -> int:

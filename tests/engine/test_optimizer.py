@@ -1,4 +1,4 @@
-"""Optimisers by name, and those of embeddings with sparse gradients."""
+"""Optimizers by name, and those of embeddings with sparse gradients."""
 
 import copy
 

@@ -274,7 +274,7 @@ def nothing(folder):
         (nothing, ["--items=nowhere.csv"], "nowhere.csv: no such file"),
         (nothing, ["--user_k=99"], "none of the 12 interactions remains"),
         (nothing, ["--user_column=item_id"], "none of the 12 interactions remains"),
-        (nothing, ["--timestamp_column=user_id"], "'u' is no timestamp"),
+        (nothing, ["--timestamp_column=user_id"], "'u' is not a timestamp"),
         (nothing, ["--timestamp_format=%Y"], "--timestamp_format %Y: does not fit '0'"),
         (nothing, ["--encoding=latin-l"], "--encoding latin-l: no such encoding"),
         (nothing, ["--max_malformed=2"], "--max_malformed 2.0"),
@@ -309,7 +309,7 @@ def test_damaged_files(tmp_path, refused, kind, table):
     path.write_bytes(path.read_bytes()[:-30])
     before = sorted(tmp_path.rglob("*"))
     message = refused(main, "--dataset=Shop", f"--output_path={tmp_path / 'out'}", "--plm_name=none", *argv)
-    assert str(path) in message and ("damaged" in message or "no Parquet file" in message)
+    assert str(path) in message and ("damaged" in message or "is not a Parquet file" in message)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -162,7 +162,7 @@ def test_malformed_rows_are_left_out_only_if_allowed(tmp_path, refused):
         (b"item,user\n1,2\n", "no column StockCode; found item, user"),
         (kaggle(header=["InvoiceNr", *HEADER[1:]]).encode(), "no column InvoiceNo; found InvoiceNr"),
         (kaggle([]).encode(), "holds no timestamp"),
-        (kaggle([(*row[:3], "soon", "") for row in ROWS]).encode(), "'soon' is no timestamp"),
+        (kaggle([(*row[:3], "soon", "") for row in ROWS]).encode(), "'soon' is not a timestamp"),
         (kaggle([(*row[:2], "", *row[3:]) for row in ROWS]).encode(), "holds no interaction"),
         (kaggle().encode(), "none of the 9 interactions remains"),
     ],

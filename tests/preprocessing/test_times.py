@@ -123,10 +123,10 @@ def test_a_format_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (["monday", "tuesday"], "'monday' is no timestamp in a known form"),
-        (["nan", "inf"], "'nan' is no timestamp"),
-        (["2018-13-01", "2018-02-30"], "no timestamp"),
-        (["01/01/0018"], "no timestamp"),
+        (["monday", "tuesday"], "'monday' is not a timestamp in a known form"),
+        (["nan", "inf"], "'nan' is not a timestamp"),
+        (["2018-13-01", "2018-02-30"], "is not a timestamp"),
+        (["01/01/0018"], "is not a timestamp"),
         (["", " "], "holds no timestamp"),
         ([], "holds no timestamp"),
     ],

@@ -86,7 +86,7 @@ def test_another_mixture_of_the_same_name_is_left_alone(downstream, tmp_path, ca
     main(["--datasets", "Sports,Tools", "--name", "SportsTools", *arguments])
     assert (tmp_path / "pretrain/SportsTools/SportsTools.pt_datasets").read_text() == "Sports,Tools\n"
     assert "no features of Tools" in capsys.readouterr().err
-    with pytest.raises(UserError, match="no mixture"):  # a data set's own folder
+    with pytest.raises(UserError, match="is not a mixture"):  # a data set's own folder
         write_mixture(["Sports", "Tools"], downstream, downstream, name="Toys")
 
 
