@@ -15,21 +15,23 @@ USAGE = (
 CUDA_VISIBLE_DEVICES=0,1,2,3 python ddp_pretrain.py [-d FHCKM] [--port 12355] [--nproc N] [--key=value ...]
 torchrun --nproc_per_node=N [--max_restarts=3] ddp_pretrain.py [-d FHCKM] [--key=value ...]
 
-  --port PORT           of this machine, for the processes to find each other (default: a free one)
-  --nproc N             processes; default: one per visible GPU. Without a GPU, N processes share the CPU (gloo).
-All processes together compute what pretrain.py would; train_batch_size is that of all. A restart by torchrun goes on
-from the last checkpoint. SIGTERM saves and ends the run with code 75.
+  --port PORT           port of this machine through which the processes connect (default: a free port)
+  --nproc N             number of processes (default: one per visible GPU). Without a GPU, they share the CPU (gloo).
+
+The processes compute the same loss and gradients as pretrain.py. train_batch_size counts the predictions of all
+processes together. After a restart by torchrun, the run continues from its last checkpoint. After SIGTERM, it saves a
+checkpoint and exits with code 75.
 """
     + PRETRAIN_USAGE
 )
-GRACE = 3  # seconds that the other processes get to end when one has
+GRACE = 3  # seconds that the other processes have to end, after one has ended
 
 
 def main(argv):
     options = parse_command_line(argv, lambda _: help_text(USAGE, "pretrain"))
     port, processes = options.pop("port", None), options.pop("nproc", None)
     config = configure(options)
-    if "LOCAL_RANK" in os.environ:  # torchrun has started us
+    if "LOCAL_RANK" in os.environ:  # this process was started by torchrun
         pretrain(config)
         return
     import torch
@@ -39,22 +41,22 @@ def main(argv):
     gpus = torch.cuda.device_count() if config["device"].type == "cuda" else 0
     processes = _number("nproc", processes if processes is not None else gpus or 1)
     if 0 < gpus < processes:
-        raise UserError(f"option --nproc: found {processes}, expected at most {gpus}: each takes a GPU")
+        raise UserError(f"option --nproc: found {processes}, expected at most {gpus}: each process needs its own GPU")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port(port)), WORLD_SIZE=str(processes))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
-    UniSRecDataset(config).sequences("train")  # errors show here, and the processes find what is parsed in a cache
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of each process it ends
+    UniSRecDataset(config).sequences("train")  # reports errors, and fills the cache from which the processes read
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # not a line for each process that it ends
     if not gpus:
         print(f"no GPU: {processes} process{'es' if processes > 1 else ''} on the CPU (gloo); --nproc N changes that")
     spawn(options, processes)
 
 
 def spawn(options, processes):
-    """Start the processes and wait for them; if one ends before its time, end the others within seconds.
+    """Start the processes and wait for them. If one fails, end the others within seconds.
 
     Raises:
-        UserError: the processes made an error that the user can mend; it is told once.
-        SystemExit: a process was killed, or all were told to stop.
+        UserError: the first error that a process reported.
+        SystemExit: a process was killed, or all processes were stopped by SIGTERM.
     """
     import torch
 
@@ -79,10 +81,10 @@ def spawn(options, processes):
         how = f"was killed ({end.signal_name})" if end.signal_name else f"ended with code {end.exit_code}"
         raise SystemExit(
             f"error: process {end.error_index} of {processes} {how}, the others were stopped; "
-            "go on from the last checkpoint with --resume"
+            "continue from the last checkpoint with --resume"
         ) from None
     except KeyboardInterrupt:
-        for process in context.processes:  # they may wait for each other where no signal reaches them
+        for process in context.processes:  # they may ignore the signal while they wait for each other
             process.join(GRACE)
             process.kill()
         raise
@@ -91,7 +93,7 @@ def spawn(options, processes):
 
 
 def _spawned(rank, options, errors):
-    """One process of a run that this command started."""
+    """Run one of the processes that `spawn` starts."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     try:
         pretrain(configure(options))
@@ -107,12 +109,14 @@ def _number(key, value):
 
 
 def free_port(port=None):
-    """The port asked for, if it is free, or any free one."""
+    """The given port, if it is free. Without an argument, any free port."""
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", _number("port", port) if port is not None else 0))
         except (OSError, OverflowError):
-            raise UserError(f"option --port: {port} is taken or no port; leave it out to get a free one") from None
+            raise UserError(
+                f"option --port: {port} is in use or not a port; leave the option out to get a free port"
+            ) from None
         return probe.getsockname()[1]
 
 

@@ -14,7 +14,7 @@ from common.files import atomic_path, write_json
 from engine.settings import ROOT, help_text, parse_command_line, settle
 
 USAGE = """
-python demo.py [--key=value ...]     keys of props/ change fine-tuning and baselines, for example --seed=1
+python demo.py [--key=value ...]     settings of fine-tuning and the baselines, for example --seed=1
 """
 FOLDER = os.path.join(ROOT, "saved", "demo")
 SOURCES, TARGET = ("Action", "Comedy", "Other"), "Drama"
@@ -39,9 +39,9 @@ BASELINES = {
 
 
 def main(argv: list[str]) -> None:
-    """The command; see the top of the file."""
+    """Run the command. It is described at the top of the file."""
     options = parse_command_line(argv, lambda _: help_text(USAGE, "finetune"))
-    settle("finetune", options)  # an error shows before anything is written
+    settle("finetune", options)  # reports errors before anything is written
     data = prepare(os.path.join(FOLDER, "dataset"))
     checkpoint = pretrain_on_sources(data)
     rows = run_all(data, checkpoint, options)
@@ -64,7 +64,9 @@ def prepare(folder: str) -> str:
     from dataset.preprocessing.to_pretrain_atomic_files import write_mixture
 
     announce("1. Split MovieLens-100k into four shops by main genre")
-    print("A film is in one shop; a user may be in several. Ratings with the same time keep their order in the file.")
+    print(
+        "A film is in one shop; a user may be in several. Ratings with equal timestamps keep their order in the file."
+    )
     print(table(process_movielens(folder)))
     announce("2. Encode titles, years and genres (all-MiniLM-L6-v2, mean pooling)")
     for domain in (*SOURCES, TARGET):
@@ -79,7 +81,7 @@ def pretrain_on_sources(data: str) -> str:
 
     announce(f"3. Pre-train on {', '.join(SOURCES)}")
     for earlier in glob.glob(os.path.join(FOLDER, f"UniSRec-{MIXTURE}-*.pth")):
-        os.remove(earlier)  # pre-training refuses to replace the checkpoint of a run with other code
+        os.remove(earlier)  # if the code has changed, pre-training refuses to replace the checkpoint
     return pretrain(
         configure(
             {"dataset": MIXTURE, "data_path": os.path.join(data, "pretrain"), "checkpoint_dir": FOLDER, **PRETRAIN}
@@ -88,7 +90,7 @@ def pretrain_on_sources(data: str) -> str:
 
 
 def run_all(data: str, checkpoint: str, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run every row of the table. Returns a list of results, each with its `row` name and `compare_with`."""
+    """Train or evaluate the model of each row of the table. Returns the results, each with `row` and `compare_with`."""
     from baselines import find_model, yaml_files
     from engine.config import build_config
     from engine.finetuning import finetune, run_baseline
@@ -122,7 +124,7 @@ def run_all(data: str, checkpoint: str, options: dict[str, Any]) -> list[dict[st
 
 
 def print_table(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Print the test metrics, and the gain of pre-training in ndcg@10. Returns {row: ndcg@10}."""
+    """Print the test metrics, and how much pre-training improves ndcg@10. Returns {row: ndcg@10}."""
     columns = ("recall@10", "ndcg@10", "recall@50", "ndcg@50")
     ndcg = {row["row"]: row["metrics"]["test"]["ndcg@10"] for row in rows}
     announce(f"Results on {TARGET}, test")
@@ -161,10 +163,10 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
 
 
 def check(ndcg: dict[str, float]) -> None:
-    """Fine-tuned models must beat popularity and the untrained model.
+    """Check that each fine-tuned model is better than popularity and the untrained model.
 
     Raises:
-        SystemExit: one does not; exit code 1.
+        SystemExit: one is not. Exit code 1.
     """
     floor = max(ndcg["Popularity"], ndcg["UniSRec, untrained"])
     failed = [name for name, _, _, learns, _ in UNISREC if learns and not ndcg[name] > floor]

@@ -7,10 +7,12 @@ USAGE = """
 python finetune.py -d NAME [-p CHECKPOINT] [--key=value ...]
 
   -d, --dataset NAME        data set in dataset/downstream
-  -p, --pretrained FILE     checkpoint to start from; without one, from scratch
-  -f, --fix_enc true|false  keep the pre-trained transformer as it is (default true)
+  -p, --pretrained FILE     checkpoint to start from (default: start from scratch)
+  -f, --fix_enc true|false  freeze the pre-trained transformer (default: true)
   --config_files A,B        YAML files with settings of your own
-writes saved/UniSRec-NAME-STAGE-SEED-ID.pth and, beside it, the result as .json (ID: see saved/README.md)
+
+Writes the model to saved/UniSRec-NAME-STAGE-SEED-ID.pth, and the result to a .json file beside it. ID is the id of the
+run, see saved/README.md.
 
 With -p, the settings that shape the model (sizes, n_heads, hidden_act, ...) come from the checkpoint.
 """
@@ -19,7 +21,7 @@ With -p, the settings that shape the model (sizes, n_heads, hidden_act, ...) com
 def main(argv):
     options = parse_command_line(argv, lambda _: help_text(USAGE, "finetune"))
     dataset = take_option(options, "dataset", "Scientific")
-    settle("finetune", options)  # an error shows before the imports, which take seconds
+    settle("finetune", options)  # reports errors before the imports, which take seconds
     from common.processes import process_group
     from engine.config import build_config
     from engine.finetuning import finetune

@@ -11,7 +11,8 @@ python pretrain.py [-d FHCKM] [--key=value ...]
   -d, --dataset NAME    mixture in dataset/pretrain (dataset/README.md says how to make one)
   --resume FILE         continue an unfinished run from a checkpoint
   --config_files A,B    YAML files with settings of your own
-writes saved/UniSRec-NAME-EPOCH.pth
+
+Writes checkpoints to saved/UniSRec-NAME-EPOCH.pth.
 """
 
 
@@ -20,7 +21,7 @@ def main(argv):
 
 
 def configure(options):
-    """The configuration of a pre-training, from the command line's options. Returns Config."""
+    """Build the Config of a pre-training from the options of the command line."""
     options = dict(options)
     if "pretrained" in options:
         raise UserError(
@@ -28,7 +29,7 @@ def configure(options):
             "and the port of ddp_pretrain.py is --port"
         )
     dataset = take_option(options, "dataset", "FHCKM")
-    settle("pretrain", options)  # an error shows before the imports, which take seconds
+    settle("pretrain", options)  # reports errors before the imports, which take seconds
     from engine.config import build_config
     from unisrec import UniSRec
 
@@ -39,7 +40,7 @@ def configure(options):
 
 
 def pretrain(config):
-    """Pre-train and save, with the other processes where there are some. Returns the path of the last checkpoint."""
+    """Pre-train, in one process or in a process group, and save. Returns the path of the last checkpoint."""
     from common.processes import process_group
 
     with process_group(config["device"]) as first_start:
@@ -47,10 +48,10 @@ def pretrain(config):
 
 
 def _pretrain(config, first_start):
-    """Pre-train as one of the processes of the group.
+    """Pre-train in this process.
 
-    After a restart by torchrun the run continues from the last checkpoint that it has saved since `first_start`, in
-    seconds since 1970. Without a restart `first_start` is None.
+    After a restart by torchrun, the run continues from the last checkpoint that it saved since `first_start` (in
+    seconds since 1970). Without a restart, `first_start` is None.
     """
     from common.processes import from_main, is_main, rank
     from engine.building import build_model, open_dataset, sequence_batches, set_seeds
@@ -60,7 +61,7 @@ def _pretrain(config, first_start):
     from engine.trainer import Trainer
     from unisrec import UniSRec
 
-    def read(path):  # nodes may not share the folder
+    def read(path):  # only the main process reads, because nodes may not share the folder
         return from_main(read_checkpoint(path) if is_main() else None) if path else None
 
     start_logging(config)

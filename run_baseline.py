@@ -2,50 +2,48 @@
 
 import os
 
-from baselines import MODELS, check_name, recbole_file
+from baselines import MODELS, check_name, yaml_files_of_name
 from common.errors import UserError, run_command
 from engine.settings import help_text, parse_command_line, settle, take_option
 
 USAGE = f"""
-python run_baseline.py -m MODEL -d NAME [--config_files=props/finetune.yaml] [--key=value ...]
+python run_baseline.py -m MODEL -d NAME [--config_files=mine.yaml] [--key=value ...]
 
-  -m, --model MODEL     a name, or a model of your own as FILE.py:CLASS or package.module:CLASS; its settings stand in
+  -m, --model MODEL     a name, or a model of your own as FILE.py:CLASS or package.module:CLASS, with its settings in
                         CLASS.yaml or FILE.yaml beside it. Names:
                         {", ".join(sorted(name for name, model in MODELS.items() if model.runs))}
   -d, --dataset NAME    data set in dataset/downstream
   --config_files A,B    YAML files with settings of your own
-writes saved/MODEL-NAME-SEED-ID.pth and, beside it, the result as .json (ID: see saved/README.md)
+
+Writes the model to saved/MODEL-NAME-SEED-ID.pth, and the result to a .json file beside it. ID is the id of the run, see
+saved/README.md.
 """
 
 
 def main(argv):
     options = parse_command_line(argv, _help)
     name, dataset = take_option(options, "model", "SASRec"), take_option(options, "dataset", "Scientific")
-    if "." not in name and ":" not in name:  # an error shows before the imports, which take seconds
+    if "." not in name and ":" not in name:  # reports errors before the imports, which take seconds
         check_name(name)
-        settle("baseline", options, _yaml_of(name))
+        settle("baseline", options, *yaml_files_of_name(name))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("run_baseline.py: runs as one process; start it without torchrun")
+        raise UserError("run_baseline.py: runs in one process only; start it without torchrun")
     from baselines import find_model
     from engine.config import build_config
     from engine.finetuning import finetune, run_baseline
     from unisrec import UniSRec
 
     model = find_model(name)
-    if issubclass(model, UniSRec):  # one of one's own, with the stages and settings of UniSRec
+    if issubclass(model, UniSRec):  # it has the stages and settings of UniSRec
         finetune(build_config(model, dataset, "finetune", options))
     else:
         run_baseline(build_config(model, dataset, "baseline", options))
 
 
 def _help(argv):
-    """The help, with the settings of the model that `argv` names."""
+    """The help text, with the settings of the model that `argv` names."""
     words = dict(zip(argv, [*argv[1:], ""], strict=True)) | dict(word.split("=", 1) for word in argv if "=" in word)
-    return help_text(USAGE, "baseline", _yaml_of(words.get("-m") or words.get("--model") or "SASRec"))
-
-
-def _yaml_of(name):
-    return [path for path in [recbole_file(f"model/{name}.yaml")] if os.path.isfile(path)]
+    return help_text(USAGE, "baseline", *yaml_files_of_name(words.get("-m") or words.get("--model") or "SASRec"))
 
 
 if __name__ == "__main__":

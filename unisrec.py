@@ -6,8 +6,8 @@
     pre-training: contrastive losses over several domains                                         (section 2.2)
     fine-tuning: cross entropy over the catalogue of one domain; the score is a cosine            (section 2.3)
 
-This file is the plain model. `layers/fast/` has faster versions of some of its parts, which
-`engine.building.build_model` applies unless `--fast=false` is set.
+This file is the plain model. `layers/fast/` has faster versions of some parts. `engine.building.build_model` puts them
+into the model, unless `--fast=false` is set.
 
 Shapes: B sequences, L positions, P predictions, U distinct items, N catalogue, D text width, H hidden size, E experts.
 """
@@ -30,11 +30,11 @@ STAGES = ("pretrain", "inductive_ft", "transductive_ft")
 
 
 class PWLayer(nn.Module):
-    """Parametric whitening of all experts, weighted by their gates (paper, section 2.1).
+    """The parametric whitening layers of all experts, summed with their gates (paper, section 2.1).
 
     Args:
         n_experts, input_size, output_size: E, D, H.
-        dropout: probability. Each expert draws its own dropout.
+        dropout: probability of dropout on the text vector. Each expert draws its own dropout.
     """
 
     def __init__(self, n_experts: int, input_size: int, output_size: int, dropout: float):
@@ -51,12 +51,12 @@ class PWLayer(nn.Module):
 
 
 class MoEAdaptor(nn.Module):
-    """Mixture of whitening experts (paper, section 2.1). Every expert takes part in every item.
+    """Mixture of whitening experts (paper, section 2.1). All experts are used for every item.
 
     Args:
         n_experts, input_size, output_size: E, D, H.
-        dropout: probability, applied to the text vector before the whitening.
-        noise: whether the gate is noisy in training.
+        dropout: probability of dropout on the text vector, before the whitening.
+        noise: whether noise is added to the gate logits in training.
     """
 
     def __init__(self, n_experts: int, input_size: int, output_size: int, dropout: float, noise: bool = True):
@@ -67,7 +67,10 @@ class MoEAdaptor(nn.Module):
         self.w_noise = nn.Parameter(torch.zeros(input_size, n_experts))
 
     def gates(self, x: Tensor) -> Tensor:
-        """softmax(x W_gate + noise): [U, D] -> [U, E]. In training, noise ~ N(0, softplus(x W_noise) + 0.01)."""
+        """softmax(x W_gate + noise): [U, D] -> [U, E].
+
+        In training, noise = e (softplus(x W_noise) + 0.01) with e ~ N(0, 1).
+        """
         logits = x @ self.w_gate
         if self.noise and self.training:
             logits = logits + torch.randn_like(logits) * (F.softplus(x @ self.w_noise) + 0.01)
@@ -90,17 +93,17 @@ class UniSRec(AllPositions, SASRec):
 
     Args:
         config (Config): keys of props/UniSRec.yaml, and `train_stage`.
-        dataset (UniSRecDataset): gives `num(item_id)` and `features`.
+        dataset (UniSRecDataset): its `num("item_id")` and `features` are used.
     """
 
     uses_item_text = True
-    gather = staticmethod(keep_local)  # joins tensors over all processes; replaced where there are several
-    cross_entropy = staticmethod(cross_entropy)
+    gather = staticmethod(keep_local)  # joins tensors over all processes; engine.building sets another for several
+    cross_entropy = staticmethod(cross_entropy)  # engine.fast_parts sets a faster one
 
     def __init__(self, config, dataset):
         self.train_stage = config["train_stage"]
         assert self.train_stage in STAGES, self.train_stage
-        # SASRec creates an id embedding for the whole catalogue; only the transductive stage has one
+        # SASRec always creates an id embedding. Without need of it, it gets one row and is deleted below.
         super().__init__(config, dataset if self.train_stage == "transductive_ft" else _OneItem)
         self.n_items = dataset.num(self.ITEM_ID)  # N + 1: padding has id 0
         self.temperature = config["temperature"]
@@ -113,11 +116,11 @@ class UniSRec(AllPositions, SASRec):
         if self.train_stage != "transductive_ft":
             del self.item_embedding
         elif self.sampled_negatives:
-            self.item_embedding.sparse = True  # a step touches few rows
+            self.item_embedding.sparse = True  # a step changes few rows
         if self.train_stage != "pretrain":
-            # a buffer moves with the model; it is not part of a checkpoint, because features belong to the data
+            # A buffer moves to the GPU with the model. It is not saved: features belong to the data, not the checkpoint
             self.register_buffer("plm_embedding", self.features.table(), persistent=False)
-        self._evaluation = None  # (unit vectors [N, H], lengths [N, 1]) of all items, during an evaluation
+        self._evaluation = None  # during an evaluation: (unit vectors [N, H], their norms [N, 1]) of all items
 
     # -- items ---------------------------------------------------------------------------------------------------------
 
@@ -130,8 +133,9 @@ class UniSRec(AllPositions, SASRec):
         Returns:
             float [U, H]
         """
-        text = self.features.lookup(ids) if self.train_stage == "pretrain" else self.plm_embedding[ids - 1].float()
-        vectors = self.moe_adaptor(text)
+        if self.train_stage == "pretrain":
+            return self.moe_adaptor(self.features.lookup(ids))
+        vectors = self.moe_adaptor(self.plm_embedding[ids - 1].float())
         return vectors + self.item_embedding(ids) if self.train_stage == "transductive_ft" else vectors
 
     def item_table(self) -> Tensor:
@@ -151,12 +155,13 @@ class UniSRec(AllPositions, SASRec):
         return ItemTable(distinct, self.represent_items(distinct))
 
     def _candidates(self, batch):
-        """The items of the softmax of fine-tuning: the catalogue, or the batch items and `sampled_negatives` others."""
+        """The items in the softmax of fine-tuning: the catalogue, or the batch items and a sample of negatives."""
         if not self.sampled_negatives:
             return ItemTable(self._all_ids(), self.item_table())
         batch_items = distinct_ids([*batch.items, batch.targets])
         negatives, log_count = draw_negatives(batch_items, self.n_items - 1, self.sampled_negatives)
         ids, order = torch.cat([batch_items, negatives]).sort()
+        # a batch item stands for itself, a negative for many items
         log_counts = torch.full(ids.shape, log_count, device=ids.device).masked_fill(order < len(batch_items), 0.0)
         return ItemTable(ids, self.represent_items(ids), log_counts)
 
@@ -167,30 +172,32 @@ class UniSRec(AllPositions, SASRec):
 
         Args:
             batch: a `data.batches.SequenceBatch`, or RecBole's Interaction with one row per prefix. Pre-training needs
-                the former, which holds the second view of each sequence.
+                a `SequenceBatch`, which holds the second view of each sequence.
         """
         if isinstance(batch, Interaction):
             batch = RowsAsBatch(batch[self.ITEM_SEQ], batch[self.ITEM_SEQ_LEN], batch[self.POS_ITEM_ID])
         if self.train_stage == "pretrain":
             return self.loss(batch, self.represent(batch))
-        candidates = self._candidates(batch)
+        candidates = self._candidates(batch)  # they include the batch items, so each item is represented once
         return self.loss(batch, self.represent(batch, candidates), candidates)
 
     def represent(self, batch, items: ItemTable | None = None) -> list[Tensor]:
-        """The vectors that the loss compares. Gradient caching represents a batch in parts.
+        """The vectors that the loss compares. Gradient caching (`--accumulate`) calls this for each part of a batch.
 
         Args:
             batch: a `SequenceBatch` or a part of one.
-            items: the batch items; None to represent them here.
+            items: a table that contains the batch items; None to compute their representations here.
 
         Returns:
-            list of float [P, H]: the sequence representation before each prediction. In pre-training also the target
-            items, and the sequence representations of the second views.
+            list of float [P, H]: the sequence representation at each scored position. In pre-training also the
+            representations of the target items, and the sequence representations of the second views.
         """
         if self.train_stage != "pretrain":
-            items = items or self._distinct_items(batch.items)
+            if items is None:
+                items = self._distinct_items(batch.items)
             return [self.encode_scored([items[ids] for ids in batch.items], batch.scored)]
-        items = items or self._distinct_items([*batch.items, *batch.augmented_items, batch.targets])
+        if items is None:
+            items = self._distinct_items([*batch.items, *batch.augmented_items, batch.targets])
         states = self.encode_scored([items[ids] for ids in batch.items], batch.scored)
         views = self.encode_scored([items[ids] for ids in batch.augmented_items], batch.augmented_scored)
         return [states, items[batch.targets], views]
@@ -201,20 +208,20 @@ class UniSRec(AllPositions, SASRec):
         Args:
             batch: a `SequenceBatch`.
             represented: from `represent`, for the whole batch.
-            candidates: the items of the softmax of fine-tuning; None to represent them here.
+            candidates: the items in the softmax of fine-tuning; None to compute their representations here.
         """
-        how = {"temperature": self.temperature, "weights": batch.weights}
-        how |= {"gather": self.gather, "cross_entropy": self.cross_entropy}
+        options = {"temperature": self.temperature, "weights": batch.weights}  # of all losses
+        options |= {"gather": self.gather, "cross_entropy": self.cross_entropy}
         if self.train_stage == "pretrain":  # section 2.2: sequence to item, and sequence to sequence
-            states, targets, views = represented
-            to_item, to_sequence = (
-                in_batch_contrastive(states, keys, targets=batch.targets, users=batch.users, **how)
-                for keys in (targets, views)
-            )
+            states, target_items, views = represented
+            options |= {"targets": batch.targets, "users": batch.users}
+            to_item = in_batch_contrastive(states, target_items, **options)
+            to_sequence = in_batch_contrastive(states, views, **options)
             return to_item + self.lam * to_sequence
-        candidates = candidates or self._candidates(batch)  # section 2.3
-        targets, counts = candidates.rows(batch.targets), candidates.log_counts
-        return catalogue_cross_entropy(represented[0], candidates.vectors, targets=targets, log_counts=counts, **how)
+        if candidates is None:  # section 2.3
+            candidates = self._candidates(batch)
+        options |= {"targets": candidates.rows(batch.targets), "log_counts": candidates.log_counts}
+        return catalogue_cross_entropy(represented[0], candidates.vectors, **options)
 
     # -- prediction ----------------------------------------------------------------------------------------------------
 
@@ -227,7 +234,7 @@ class UniSRec(AllPositions, SASRec):
         return self.encode_last(F.embedding(rows, units) * lengths[rows], item_seq_len)
 
     def train(self, mode: bool = True):
-        """Switch between training and evaluation. The next evaluation represents all items again."""
+        """Switch between training and evaluation. The next evaluation computes the item table again."""
         self._evaluation = None
         return super().train(mode)
 
@@ -242,11 +249,11 @@ class UniSRec(AllPositions, SASRec):
         return self._evaluation[0]
 
     def _unit_states(self, interaction):
-        """Normalised sequence representations of rows, float [B, H]."""
+        """Sequence representations of rows, normalized to length 1, float [B, H]."""
         return F.normalize(self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]), dim=-1)
 
     def score(self, unit_states: Tensor, unit_items: Tensor) -> Tensor:
-        """Cosines: float [..., B, H] and [..., n, H] -> float [..., B, n]. Predictions and ranks come from here."""
+        """Cosines: float [..., B, H] and [..., n, H] -> float [..., B, n]. The losses compute their own."""
         return unit_states @ unit_items.mT
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
@@ -271,12 +278,12 @@ class UniSRec(AllPositions, SASRec):
     # -- transfer ------------------------------------------------------------------------------------------------------
 
     def freeze_encoder(self) -> None:
-        """Keep the pre-trained transformer. The adaptor, the input LayerNorm and the id embedding go on learning."""
+        """Freeze the transformer and the position embedding. All other parameters are still trained."""
         for part in (self.position_embedding, self.trm_encoder):
             part.requires_grad_(False)
 
 
 class _OneItem:
-    """Stands in for the data set where SASRec's id embedding is not wanted."""
+    """A data set without items, with which SASRec creates the smallest id embedding."""
 
     num = staticmethod(lambda field: 1)

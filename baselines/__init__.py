@@ -1,4 +1,4 @@
-"""The models that we compare with: one registry says what each of them needs. Importing it imports no model."""
+"""The registry of baselines: what each model needs. Importing this package imports no model."""
 
 import dataclasses
 import importlib
@@ -10,22 +10,22 @@ import sys
 from common.errors import UserError, did_you_mean
 
 TEXT, ATTRIBUTES, GRAPH = "text features", "item attributes", "a knowledge graph"
-_OFFERED = {TEXT}  # what our data sets have beside the interactions
+_OFFERED = {TEXT}  # what the data sets have in addition to the interactions
 _SUGGESTION = "such as SASRec, GRU4Rec, BERT4Rec"
 
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """What is known of a model without importing it.
+    """An entry of the registry, which can be read without importing the model.
 
     Attributes:
         path: `module:Class`.
-        needs: what the model reads beside the interactions: `TEXT`, `ATTRIBUTES`, `GRAPH`.
-        ignores_padding: the scores do not depend on the padding behind a history, so rows may be padded to the longest
-            of their batch only. tests/test_recbole_contract.py proves it for each. Of the other models some crash on
-            rows shorter than MAX_ITEM_LIST_LENGTH, and some score such rows differently.
-        trains: False for a model that is evaluated as it is.
-        implemented: False for a model that is planned.
+        needs: what the model reads in addition to the interactions: `TEXT`, `ATTRIBUTES`, `GRAPH`.
+        ignores_padding: the scores do not depend on the padding behind a history. So histories may be padded to the
+            longest of their batch, instead of MAX_ITEM_LIST_LENGTH. tests/test_recbole_contract.py checks this for each
+            such model. Of the other models, some crash on shorter rows, and some give other scores.
+        trains: False for a model without training.
+        implemented: False for a model that is not supported yet.
     """
 
     path: str
@@ -36,7 +36,7 @@ class Baseline:
 
     @property
     def runs(self) -> bool:
-        """Whether the model runs on our data sets."""
+        """Whether the model runs on the data sets of this project."""
         return self.implemented and set(self.needs) <= _OFFERED
 
     def load(self) -> type:
@@ -70,10 +70,12 @@ MODELS = {
 
 
 def entry(model: type) -> Baseline:
-    """The registry's entry of a class. A class that is not registered says the same by attributes of its own.
+    """The entry of a class in the registry. For a class that is not registered, an entry from the class attributes.
 
-    `uses_item_text = True` asks for text features, `ignores_padding = True` for rows padded to the longest of their
-    batch. A class that derives from a registered one needs what that one needs.
+    `uses_item_text = True` means that the class needs text features, `ignores_padding = True` that histories may be
+    padded to the longest of their batch, `trains = False` that it is evaluated without training. A class that derives
+    from a registered class also needs what that class needs. The attributes of a registered class are not read: its
+    entry must say the same.
     """
     registered = _registered(model)
     if registered:
@@ -81,7 +83,8 @@ def entry(model: type) -> Baseline:
     needs = {need for base in model.__mro__ if _registered(base) for need in _registered(base).needs}
     needs |= {TEXT} if getattr(model, "uses_item_text", False) else set()
     path = f"{model.__module__}:{model.__name__}"
-    return Baseline(path, tuple(sorted(needs)), bool(getattr(model, "ignores_padding", False)))
+    ignores_padding, trains = getattr(model, "ignores_padding", False), getattr(model, "trains", True)
+    return Baseline(path, tuple(sorted(needs)), bool(ignores_padding), bool(trains))
 
 
 def _registered(model):
@@ -93,14 +96,15 @@ def check_name(name: str) -> None:
     """Check that a model of this name runs, without importing it.
 
     Raises:
-        UserError: no such model, or one that does not run on our data sets; the message says why.
+        UserError: the model does not exist, or does not run on the data sets of this project. The message says why.
     """
     known = MODELS.get(name)
     if known and known.runs:
         return
     if known and not known.implemented:
         raise UserError(
-            f"model {name}: reads {' and '.join(known.needs)} and comes later; choose one that runs now, {_SUGGESTION}"
+            f"model {name}: reads {' and '.join(known.needs)} and is not supported yet; "
+            f"choose another model, {_SUGGESTION}"
         )
     if known:
         raise UserError(
@@ -108,7 +112,7 @@ def check_name(name: str) -> None:
             f"choose one that reads interactions only, {_SUGGESTION}"
         )
     if os.path.isfile(recbole_file(f"model/{name}.yaml")):
-        raise UserError(f"model {name}: is no sequential model; choose one that is, {_SUGGESTION}")
+        raise UserError(f"model {name}: is not a sequential model; choose one that is, {_SUGGESTION}")
     run = sorted(name for name, model in MODELS.items() if model.runs)
     raise UserError(
         f"unknown model {name!r}{did_you_mean(name, run)} (models that run: {', '.join(run)}; "
@@ -120,7 +124,7 @@ def find_model(name: str) -> type:
     """The class of a model: a name of the registry, `FILE.py:CLASS` or `package.module:CLASS`.
 
     Raises:
-        UserError: no such model, or one that does not run on our data sets.
+        UserError: the model does not exist, or does not run on the data sets of this project.
     """
     place, colon, class_name = name.rpartition(":")
     if not colon:
@@ -137,7 +141,7 @@ def _load_file(path):
         raise UserError(f"{path}: no such file; -m takes a model's name, FILE.py:CLASS or package.module:CLASS")
     folder, stem = os.path.dirname(os.path.abspath(path)), os.path.splitext(os.path.basename(path))[0]
     if folder not in sys.path:
-        sys.path.append(folder)  # last, so that modules beside the file are found and none of ours is replaced
+        sys.path.append(folder)  # last: modules beside the file are found, but replace no module of the project
     name = f"model_file_{stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
@@ -153,7 +157,7 @@ def _load_module(name):
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if not error.name or not f"{name}.".startswith(f"{error.name}."):
-            raise  # a package that the module itself imports
+            raise  # the module exists, but it imports a missing package
         raise UserError(
             f"{name}: no such module; -m takes a model's name, FILE.py:CLASS or package.module:CLASS"
         ) from None
@@ -177,17 +181,27 @@ def _class_of(module, name, place):
 
 
 def recbole_file(name: str) -> str:
-    """The path of a YAML file of RecBole's, relative to its folder `properties`; RecBole is not imported."""
+    """The path of a YAML file in RecBole's folder `properties`. RecBole is not imported."""
     spec = importlib.util.find_spec("recbole")
     assert spec and spec.submodule_search_locations
     return os.path.join(spec.submodule_search_locations[0], "properties", name)
 
 
+def yaml_files_of_name(name: str) -> tuple[list[str], list[str]]:
+    """`yaml_files` of a model of the registry, without importing it. Classes that it derives from are not searched."""
+    own = []
+    if name in MODELS and MODELS[name].path.startswith(f"{__name__}."):
+        module = MODELS[name].path.split(":")[0].rpartition(".")[2]
+        own = [os.path.join(os.path.dirname(__file__), f"{stem}.yaml") for stem in (name, module)]
+    return [*filter(os.path.isfile, [recbole_file(f"model/{name}.yaml")])], [*filter(os.path.isfile, own)]
+
+
 def yaml_files(model: type) -> tuple[list[str], list[str]]:
-    """The YAML files with the defaults of a model and of the classes that it derives from, later ones win.
+    """The YAML files with the defaults of a model and of the classes that it derives from.
 
     Returns:
-        those of RecBole, and those beside the files of other classes, `CLASS.yaml` or as the file is called.
+        The files of RecBole, and the files that stand beside the Python files of other classes, called `CLASS.yaml` or
+        like the Python file. A later file overrides an earlier one.
     """
     recbole, own = [], []
     for base in reversed(model.__mro__):

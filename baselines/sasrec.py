@@ -1,7 +1,7 @@
 """SASRec (Kang and McAuley, ICDM 2018) that learns from all positions of a sequence in one pass of the encoder.
 
-RecBole's SASRec encodes each prefix separately. Its loss on a row is the loss at one position here, so both learn the
-same. `--predictions_per_row=1` encodes each prefix separately again.
+RecBole's SASRec encodes each prefix separately. The loss of a row there is the loss of a position here, so both learn
+the same. With `--predictions_per_row=1`, this model also encodes each prefix separately.
 """
 
 import torch.nn.functional as F

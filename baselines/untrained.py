@@ -1,6 +1,6 @@
 """Recommenders without training. B rows, N items, D text width.
 
-They show what the data give away without learning. A table of trained models is honest only beside them.
+They show which metrics are reached without learning. Compare trained models with them.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class _Untrained(SequentialRecommender):
-    """Scores are products of `states(interaction)`, float [B, K], and `candidates`, float [N, K]."""
+    """The scores are the products of `states(interaction)`, float [B, K], and `candidates`, float [N, K]."""
 
     input_type = InputType.POINTWISE
 
@@ -27,7 +27,7 @@ class _Untrained(SequentialRecommender):
 
 
 class Popularity(_Untrained):
-    """The number of times an item occurs in the training sequences."""
+    """The score of an item is the number of times that it occurs in the training sequences."""
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -39,11 +39,12 @@ class Popularity(_Untrained):
 
 
 class LastText(_Untrained):
-    """The cosine of an item's text vector with that of the last item of the history."""
+    """The score of an item is the cosine of its text vector and that of the last item of the history."""
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.register_buffer("candidates", F.normalize(dataset.features.table().float(), dim=-1))
+        table = dataset.features.table().float()
+        self.register_buffer("candidates", F.normalize(table, dim=-1), persistent=False)  # features belong to the data
 
     def states(self, interaction: Interaction) -> Tensor:
         last = interaction[self.ITEM_SEQ].gather(1, interaction[self.ITEM_SEQ_LEN][:, None] - 1)[:, 0]
@@ -51,11 +52,11 @@ class LastText(_Untrained):
 
 
 class MeanText(LastText):
-    """The cosine of an item's text vector with the mean of the unit text vectors of the history."""
+    """The score of an item is the cosine of its text vector and the mean of the unit text vectors of the history."""
 
     def states(self, interaction: Interaction) -> Tensor:
         history = interaction[self.ITEM_SEQ]
         total = history.new_zeros(len(history), self.candidates.size(1), dtype=torch.float32)
-        for items in history.T:  # one position at a time holds [B, D] instead of [B, L, D]
+        for items in history.T:  # one position after the other: [B, D] instead of [B, L, D] in memory
             total += self.candidates[items - 1] * (items > 0)[:, None]
         return F.normalize(total, dim=-1)

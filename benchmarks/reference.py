@@ -1,7 +1,7 @@
 """UniSRec as the published code computes it. The fast model must equal it, and benchmarks compare with it.
 
-The input is one row per prefix, padded to the window. Every position of every row goes through the adaptor, one expert
-after the other. The transformer is RecBole's. Parameters have the published names.
+The input is one row per prefix, padded to the longest history. Every position of every row goes through the adaptor,
+one expert after the other. The transformer is RecBole's. Parameters have the published names.
 
 Shapes: B rows, L positions, N items, D text width, H hidden size, E experts.
 """

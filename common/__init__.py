@@ -1,1 +1,1 @@
-"""Used by all other folders and depending on none of them: user errors, atomic files, process groups."""
+"""User errors, atomic files and process groups. All folders may import this package. It imports none of them."""

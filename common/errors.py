@@ -1,4 +1,4 @@
-"""A user's error ends in one line and exit code 2. A programming error keeps its traceback."""
+"""Errors that the user can correct. They end a command with one line and exit code 2, without a traceback."""
 
 import difflib
 import sys

@@ -1,4 +1,4 @@
-"""Atomic files: written beside their target, then renamed. After a crash either the old or the new file is there."""
+"""Atomic files: written beside their target, then renamed. After a crash, either the old or the new file exists."""
 
 import contextlib
 import errno
@@ -39,7 +39,7 @@ def check_can_write(path: str) -> None:
     """Check before a long computation that its result can be written to `path`. Creates the folder.
 
     Raises:
-        UserError: the path is that of a folder, or its folder is not writable.
+        UserError: the path is a folder, or the folder of the file is not writable.
     """
     folder = os.path.dirname(os.path.abspath(path))
     with writing(path):
@@ -69,7 +69,7 @@ def atomic_path(path: str) -> Iterator[str]:
             os.close(handle)
             umask = os.umask(0)
             os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)  # mkstemp creates private files. Give the usual rights instead
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp creates private files. Set the usual permissions
             yield temporary
             os.replace(temporary, path)
             temporary = None
@@ -83,10 +83,10 @@ def atomic_path(path: str) -> Iterator[str]:
 def staged_folder(folder: str) -> Iterator[str]:
     """Yield a temporary folder inside `folder`. On success its files are moved to `folder`, on failure removed.
 
-    For files that belong together: a failure while they are written leaves all old files as they were.
+    Use it for files that belong together. If writing fails, all old files stay unchanged.
 
     Args:
-        folder: created if it is missing, with its parents. After a failure, created folders that are empty are removed.
+        folder: created if it is missing, with its parents. After a failure, new folders that are empty are removed.
 
     Raises:
         UserError: the disk is full, or the folder is not writable.
@@ -109,7 +109,7 @@ def staged_folder(folder: str) -> Iterator[str]:
 
 
 def _missing_folders(folder: str) -> list[str]:
-    """The folder and its parents, the innermost first, as far as they do not exist."""
+    """Those of the folder and its parents that do not exist, the innermost first."""
     missing = []
     while not os.path.isdir(folder):
         missing.append(folder)
@@ -136,7 +136,7 @@ def read_json(path: str) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is no JSON file ({error}); remove it or write it again") from None
+        raise UserError(f"{path}: is not a JSON file ({error}); remove it or write it again") from None
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -1,4 +1,4 @@
-"""The processes of a distributed run: starting, talking to each other, and joining tensors with their gradients."""
+"""The processes of a distributed run: joining the group, exchanging values, gathering tensors with gradients."""
 
 import contextlib
 import datetime
@@ -14,22 +14,22 @@ import torch.distributed as dist
 
 from common.errors import UserError
 
-TIMEOUT = datetime.timedelta(hours=2)  # long, since one process may evaluate or read files while the others wait
+TIMEOUT = datetime.timedelta(hours=2)  # long: one process may evaluate or read files while the others wait
 PREEMPTED = 75  # exit code of a run that was stopped and can be resumed (EX_TEMPFAIL of sysexits.h)
 
 
 def rank() -> int:
-    """The number of this process, from 0. Without a process group 0."""
+    """The number of this process, from 0. Without a process group, 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes. Without a process group 1."""
+    """The number of processes. Without a process group, 1."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is process 0, the one that writes, logs and shows progress."""
+    """Whether this is process 0, which writes, logs and shows progress."""
     return rank() == 0
 
 
@@ -37,16 +37,16 @@ def is_main() -> bool:
 def process_group(device: torch.device | None = None, timeout: datetime.timedelta = TIMEOUT) -> Iterator[float | None]:
     """Join the process group for the duration of the block. Without torchrun this does nothing.
 
-    `ddp_pretrain.py` starts processes as torchrun does. If the block raises, the group is not destroyed, because that
-    would wait for the other processes.
+    `ddp_pretrain.py` starts processes with the same environment variables as torchrun. If the block raises an error,
+    the group is not destroyed, because that would wait for the other processes.
 
     Args:
         device: the device of this process. GPUs communicate over NCCL, CPUs over gloo.
         timeout: how long a process waits for the others.
 
     Yields:
-        None, or after a restart the time of the first start, in seconds since 1970. torchrun restarts the processes
-        when one of them fails or a node joins.
+        None. After a restart, the time of the first start, in seconds since 1970. torchrun restarts the processes when
+        one of them fails or a node joins.
 
     Raises:
         UserError: there are more processes than GPUs.
@@ -73,17 +73,17 @@ def process_group(device: torch.device | None = None, timeout: datetime.timedelt
 def _agree_on_start(store: dist.Store, number: int, count: int, timeout: datetime.timedelta) -> int:
     """Agree with the other processes on the number of this start, from 1. Each start uses its own part of the store.
 
-    After a restart torchrun keeps its store, in which the addresses of the ended processes remain, and each node counts
-    its restarts on its own. So process 0 counts the starts, and every other process asks it. A question has a random
-    name, so that no process can get the answer to the question of an earlier process.
+    torchrun keeps its store after a restart. The store still has the addresses of the ended processes, and each node
+    has its own count of restarts. So process 0 counts the starts, and every other process asks it for the number. A
+    question has a random name, so that a process cannot read the answer to a question of an earlier start.
 
     Args:
         store: shared by all processes.
-        number, count: this process and the number of processes.
+        number, count: the rank of this process, and the number of processes.
         timeout: how long to wait for the other processes.
 
     Raises:
-        TimeoutError: a process did not ask in time.
+        TimeoutError: a process did not start in time.
     """
     if number:
         question = uuid.uuid4().hex
@@ -102,7 +102,7 @@ def _agree_on_start(store: dist.Store, number: int, count: int, timeout: datetim
             elif store.check([f"question {process}"]):
                 store.set(f"answer {store.get(f'question {process}').decode()}", str(start))
         if time.monotonic() > end:
-            raise TimeoutError(f"processes {', '.join(map(str, sorted(waiting)))} of {count} did not come")
+            raise TimeoutError(f"processes {', '.join(map(str, sorted(waiting)))} of {count} did not start in time")
         time.sleep(0.02)
     return start
 
@@ -132,10 +132,10 @@ def broadcast(tensors: Iterable[torch.Tensor]) -> None:
 
 
 class Preemption:
-    """Within its block, remembers that a scheduler has told this process to stop (SIGTERM).
+    """Within its block, records whether this process has received SIGTERM, for example from a scheduler.
 
-    The processes can then stop together, at the same place. Outside the main thread Python receives no signals, and the
-    block does nothing.
+    So all processes can stop after the same batch. Outside the main thread, Python receives no signals, and the block
+    does nothing.
     """
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ def gather(*tensors: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], int, int]:
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather of parts of different lengths. The gradient of a part is the sum of its gradients in all processes."""
+    """All-gather of parts of different lengths. The gradient of a part is summed over all processes."""
 
     @staticmethod
     def forward(ctx, tensor, lengths):

@@ -1,11 +1,12 @@
-"""Batches of sequences, in which one encoded history serves several predictions.
+"""Batches of segments. One encoder pass over a segment trains several predictions.
 
-A batch holds integers only: item ids, scored positions, targets. Features are looked up by the model.
+A batch holds integers only: item ids, scored positions, targets. The model looks up the features.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class SequenceBatch:
         scored: per bucket, int64 [P_b]: which of the S_b * L_b positions are scored, ascending.
         targets: int64 [P], the item that follows each scored position, bucket after bucket.
         weights: float32 [P], how often each prediction counts. None if each counts once.
-        users: int64 [P], the number of the user of each prediction.
+        users: int64 [P], the user of each prediction, as a number.
         augmented_items: the second view of `items` in pre-training, same order and shapes. None in fine-tuning.
         augmented_scored: the scored positions in `augmented_items`, same order and shapes as `scored`.
     """
@@ -97,17 +98,20 @@ class SequenceBatch:
 
 @dataclasses.dataclass
 class Segments:
-    """Stretches of sequences, each of which is encoded in one pass.
+    """Segments: parts of sequences, each of which is encoded in one pass.
+
+    Every target with a weight belongs to exactly one segment. The items that two segments of a sequence read overlap.
 
     Attributes:
-        starts, ends: int [G], segment g encodes `items[starts[g]:ends[g]]`.
-        first_targets: int [G], segment g predicts those of `items[first_targets[g]:ends[g] + 1]` that have a weight.
+        starts, last_targets: int [G], segment g encodes `items[starts[g]:last_targets[g]]`.
+        first_targets: int [G], segment g predicts those of `items[first_targets[g]]` to `items[last_targets[g]]` that
+            have a weight, each from the items before it.
         sequences: int [G], the sequence that a segment belongs to.
         predictions: int [G], how many predictions a segment makes, at least 1.
     """
 
     starts: np.ndarray
-    ends: np.ndarray
+    last_targets: np.ndarray
     first_targets: np.ndarray
     sequences: np.ndarray
     predictions: np.ndarray
@@ -119,21 +123,22 @@ class Segments:
 def cut_segments(sequences: Sequences, max_history: int, predictions_per_row: int) -> Segments:
     """Cut sequences into segments with at most `max_history` items and `predictions_per_row` predictions.
 
-    Segments overlap where a sequence is longer than `max_history`. Segments without a prediction are left out.
+    A segment reads the history of its last target: all items before it, or the newest `max_history`. Segments without a
+    prediction are left out.
     """
     predictions_per_row = min(predictions_per_row, max_history)  # a segment predicts only what follows its own items
     begin, stop = sequences.offsets[:-1], sequences.offsets[1:]
     counts = -(-(stop - begin - 1) // predictions_per_row)
     sequence = np.repeat(np.arange(len(sequences)), counts)
     first_targets = begin[sequence] + 1 + concatenated_ranges(counts) * predictions_per_row
-    ends = np.minimum(first_targets + predictions_per_row, stop[sequence]) - 1
-    starts = np.maximum(begin[sequence], ends - max_history)
+    last_targets = np.minimum(first_targets + predictions_per_row, stop[sequence]) - 1
+    starts = np.maximum(begin[sequence], last_targets - max_history)
     targets_before = np.concatenate([[0], np.cumsum(sequences.weights > 0)])
-    predictions = targets_before[ends + 1] - targets_before[first_targets]
+    predictions = targets_before[last_targets + 1] - targets_before[first_targets]
     kept = predictions > 0
     # 32 bits where they suffice: each process holds these arrays
     small = np.int32 if len(sequences.items) < 1 << 31 else np.int64
-    columns = (starts, ends, first_targets, sequence, predictions)
+    columns = (starts, last_targets, first_targets, sequence, predictions)
     return Segments(*(column[kept].astype(small) for column in columns))
 
 
@@ -141,15 +146,14 @@ class SequenceBatches:
     """The batches of an epoch, in an order that the seed and the number of the epoch determine.
 
     Args:
-        sequences: what to learn from.
+        sequences: the training sequences.
         batch_size: predictions per batch, over all processes. The size of a batch differs from it by less than the
             predictions of one segment.
         max_history: the most history items that a prediction sees.
-        predictions_per_row: the most successive predictions that share one encoded history. 1 encodes a history for
-            each prediction, as the published code does. The causal encoder computes the same states either way, except
-            where a history is longer than `max_history`. There a prediction sees at least its newest
-            `max_history - predictions_per_row + 1` items.
-        seed: of the order and the augmentation.
+        predictions_per_row: the most successive predictions of a segment. With 1, each history is encoded by itself, as
+            in the published code. The states are the same for every value, except where a history is longer than
+            `max_history`. There a prediction sees at least its newest `max_history - predictions_per_row + 1` items.
+        seed: the seed of the order and of the augmentation.
         augment_ratios: `item_drop_ratio` and `item_drop_coefficient` of the second, augmented view. None: no second
             view.
         n_items: the size of the catalogue. The id of an item with a shortened text is its own id + `n_items`.
@@ -195,7 +199,7 @@ class SequenceBatches:
             np.random.default_rng([self.seed, self._epoch]).shuffle(order)
         parts = np.split(order, self._cuts(order))
         for number, part in enumerate(parts[self._first_batch :], start=self._first_batch):
-            # each rank draws from a generator of its own, so that no two sequences share random numbers
+            # each process has its own generator, so that no two sequences share random numbers
             generator = np.random.default_rng([self.seed, self._epoch, number, self.rank, 1])
             own = part[self.rank :: self.world_size]
             # Every process must take part in every step. If a small batch leaves nothing for this one, it encodes a
@@ -220,7 +224,7 @@ class SequenceBatches:
             generator: for the augmentation.
             scored: if False, the segments are encoded without any prediction.
         """
-        lengths = self.segments.ends[segments] - self.segments.starts[segments]
+        lengths = self.segments.last_targets[segments] - self.segments.starts[segments]
         by_length = np.argsort(lengths, kind="stable")
         segments, lengths = segments[by_length], lengths[by_length]
         cuts = np.unique(np.searchsorted(lengths, _BUCKET_LENGTHS[:-1], side="right"))
@@ -236,12 +240,12 @@ class SequenceBatches:
             columns["augmented_scored"] if self.augment_ratios else None,
         )
 
-    def _bucket(self, segments: np.ndarray, generator: np.random.Generator | None, scored: bool) -> dict:
+    def _bucket(self, segments: np.ndarray, generator: Any, scored: bool) -> dict:
         """The arrays of some segments of similar length."""
         items, weights = self.sequences.items, self.sequences.weights
-        starts, ends = self.segments.starts[segments, None], self.segments.ends[segments, None]
-        target = starts + 1 + np.arange(int((ends - starts).max()))  # [S, L]: index of the target of each position
-        inside = target <= ends
+        starts, last_targets = self.segments.starts[segments, None], self.segments.last_targets[segments, None]
+        target = starts + 1 + np.arange(int((last_targets - starts).max()))  # [S, L]: each position's target, its index
+        inside = target <= last_targets
         ids = np.where(inside, items[np.where(inside, target - 1, 0)], 0).astype(np.int64)
         is_scored = inside & (target >= self.segments.first_targets[segments, None]) & scored
         is_scored[is_scored] = weights[target[is_scored]] > 0
@@ -255,7 +259,6 @@ class SequenceBatches:
             "users": self.sequences.users[self.segments.sequences[segments]][positions // ids.shape[1]],
         }
         if self.augment_ratios:
-            assert generator is not None, "augmentation needs a generator"
             columns["augmented_items"], columns["augmented_scored"] = augment(
                 ids, positions, self.n_items, generator, **self.augment_ratios
             )

@@ -1,4 +1,4 @@
-"""The items of a data set. Each domain has a range of ids, 1..N in all. Id 0 is padding."""
+"""The items of a data set. Their ids are 1..N, with one range per domain. Id 0 is padding."""
 
 import dataclasses
 import os
@@ -117,7 +117,9 @@ def open_catalogue(
         augmented = [os.path.join(folder, f"{domain}.{suffix}") for domain in domains]
         for path, count in zip(augmented, counts, strict=True):
             if feature_shape(path, plm_size) != (count, width, dtype):
-                raise UserError(f"{path}: does not fit {plm_suffix} ({count} items of {width}); encode both again")
+                raise UserError(
+                    f"{path}: does not fit {plm_suffix} ({count} items of width {width}); encode both again"
+                )
     _check_texts(folder, name, is_mixture, paths + augmented)
     _check_item_count(folder, name, is_mixture, paths[0], counts[0], width)
     catalogue = Catalogue(name, domains, counts, is_mixture, os.path.basename(paths[0]))
@@ -125,10 +127,10 @@ def open_catalogue(
 
 
 def _check_same_encoder(path: str, first: str) -> None:
-    """The domains of a mixture must have features of one kind, as far as their descriptions tell.
+    """Check that the features of two domains have the same encoder, pooling and normalization, as far as known.
 
     Raises:
-        UserError: two descriptions differ in the encoder, the pooling or the normalization.
+        UserError: one of them differs.
     """
     own, other = made_by(path), made_by(first)
     for key in own.keys() & other.keys():
@@ -140,9 +142,9 @@ def _check_same_encoder(path: str, first: str) -> None:
 
 
 def item_names(folder: str, catalogue: Catalogue) -> list[str]:
-    """Names of the items that do not depend on how the data set numbers them.
+    """Names of the items that do not depend on how the data set numbers the items.
 
-    These are the raw ids of `.item2index`. A mixture has no such file. There they are the tokens of the `.inter` files.
+    They are the raw ids of `.item2index`. A mixture has no such file. Its names are the tokens of the `.inter` files.
 
     Returns:
         `[PAD]`, then the name of each item in the order of the ids.
@@ -193,7 +195,7 @@ def _read_domains(folder: str, name: str) -> tuple[list[str], bool]:
 
 
 def _check_shapes(paths: Sequence[str], plm_size: int) -> tuple[list[int], int, str]:
-    """The item counts, the width and the dtype of the domains' feature files, of which the last two must agree."""
+    """The item count of each domain's feature file, and their width and dtype, which must be the same."""
     shapes = [feature_shape(path, plm_size) for path in paths]
     _, width, dtype = shapes[0]
     for path, shape in zip(paths, shapes, strict=True):

@@ -1,4 +1,4 @@
-"""The data set as RecBole sees it, on top of compact sequences instead of a table with one row per prefix."""
+"""The data set with RecBole's interface. It stores compact sequences, not a table with one row per prefix."""
 
 import copy
 import os
@@ -25,9 +25,9 @@ class UniSRecDataset(SequentialDataset):
     """A data set in the published format: `NAME.{train,valid,test}.inter` and text features of one or more domains.
 
     RecBole would read each row with pandas, pad it to 50 items and keep it in memory. This class keeps one sequence per
-    user (`sequences`) and builds rows when a batch needs them, with RecBole's field names and ids. So RecBole's models,
-    samplers, data loaders, trainers and evaluators work on it. The id of an item is its index in the feature file + 1.
-    In a mixture, the ids of the domains follow one another.
+    user (`sequences`). When a batch needs rows, it builds them with RecBole's field names and ids. So RecBole's models,
+    samplers, data loaders, trainers and evaluators work with it. The id of an item is its index in the feature file
+    + 1. In a mixture, the ids of the domains follow one another.
 
     Args:
         config: with the keys `data_path`, `dataset`, `plm_suffix`, `plm_suffix_aug`, `plm_size`, `train_stage` and
@@ -43,7 +43,7 @@ class UniSRecDataset(SequentialDataset):
     """
 
     def _from_scratch(self) -> None:
-        """Called by RecBole's constructor, in the place of reading and filtering tables."""
+        """RecBole's constructor calls this. It replaces the reading and filtering of tables."""
         self._get_preset()
         self._get_field_from_config()
         config = self.config
@@ -59,7 +59,7 @@ class UniSRecDataset(SequentialDataset):
         self._user_numbers: np.ndarray | None = None
         self._inter_feat: Interaction | None = None
         self.split: str | None = None
-        # Of each row of a split, set by `build`: the index of its target in `items`, and its sequence.
+        # For each row of a split, set by `build`: the index of its target in `items`, and the number of its sequence.
         self._targets = self._row_sequences = np.empty(0, np.int64)
         self._pads_to_batch = config.ignores_padding
         self.user_feat = self.item_feat = None
@@ -212,11 +212,11 @@ class UniSRecDataset(SequentialDataset):
         self._inter_feat = None
 
     def join(self, df: Interaction) -> Interaction:
-        """RecBole adds the attributes of users and items here. There are none."""
+        """RecBole adds the attributes of users and items here. Our data sets have none."""
         return df
 
     def inter_matrix(self, form: str = "coo", value_field: str | None = None) -> spmatrix:
-        """Which user interacted with which item: sparse [users, items]. The first item of a history counts as well."""
+        """Which user interacted with which item: sparse [users, items]. First items, which are no target, count too."""
         assert value_field is None, "rows have no values"
         sequences = self.sequences(self.split or "train")
         users = np.repeat(np.searchsorted(self._users(), sequences.users) + 1, np.diff(sequences.offsets))

@@ -1,4 +1,4 @@
-"""Text features of the catalogue: memory-mapped files that are read where needed and never copied as a whole."""
+"""Text features of the catalogue: memory-mapped files, of which only the needed rows are read."""
 
 import os
 import re
@@ -25,7 +25,7 @@ class ItemFeatures:
         augmented_paths: the same for `feat2*`. Empty if not needed.
 
     Attributes:
-        description: what made the vectors, as far as it is known: `encoder`, `pooling`, `normalised`, `width`.
+        description: how the vectors were made, as far as it is known: `encoder`, `pooling`, `normalised`, `width`.
         paths: all files, `feat1*` first.
     """
 
@@ -68,10 +68,11 @@ class ItemFeatures:
 
     def table(self) -> torch.Tensor:
         """The vectors of all N whole texts, [N, D]. With one domain this is the mapped file itself, without a copy."""
+        n_files = len(self.paths) // (2 if self.augmented else 1)  # without those of the shortened texts
         # Mode "c" (copy-on-write): torch requires writable memory, but the files must not change.
         tables = [
             torch.from_numpy(np.memmap(path, mapped.dtype, "c", shape=mapped.shape))
-            for path, mapped in zip(self.paths, self._maps, strict=True)
+            for path, mapped in zip(self.paths[:n_files], self._maps[:n_files], strict=True)
         ]
         return tables[0] if len(tables) == 1 else torch.cat(tables)
 
@@ -129,10 +130,10 @@ def feature_description(path: str) -> dict:
 
 
 def made_by(path: str) -> dict:
-    """What made the vectors of a feature file, as far as its description or its name tells.
+    """How the vectors of a feature file were made, from its description and its name.
 
     Returns:
-        Values of the keys `encoder`, `pooling` and `normalised` that are known.
+        dict with those of the keys `encoder`, `pooling` and `normalised` that are known.
     """
     description = feature_description(path)
     described = {key: description[key] for key in ("encoder", "pooling", "normalised") if key in description}
@@ -140,7 +141,7 @@ def made_by(path: str) -> dict:
 
 
 def made_by_suffix(suffix: str) -> dict:
-    """What a suffix such as feat1CLS tells: the `pooling`, or nothing."""
+    """The `pooling` that follows from a suffix such as feat1CLS, as a dict. Empty for other suffixes."""
     match = re.fullmatch(r"feat\d(CLS|Mean)", str(suffix))
     return {"pooling": match[1]} if match else {}
 

@@ -18,7 +18,7 @@ _CACHE_VERSION = 3
 
 
 def load_sequences(path: str, catalogue: "Catalogue", is_mixture: bool, show_progress: bool = False) -> Sequences:
-    """Load one `.inter` file, from its cache if the file has not changed since.
+    """Load one `.inter` file. If it has not changed since it was parsed, load its cache instead.
 
     Args:
         path: the file.
@@ -43,7 +43,7 @@ def load_sequences(path: str, catalogue: "Catalogue", is_mixture: bool, show_pro
 
 
 def count_items(path: str, is_mixture: bool, n_domains: int) -> list[int]:
-    """The largest item index of each domain in a file, plus one. For data sets that have no other list of items."""
+    """The largest item index of each domain in a file, plus one. Used if a data set has no other list of items."""
     from data.inter_files import read_chunks  # imports polars, which takes half a second
 
     counts = np.zeros(n_domains, np.int64)
@@ -54,7 +54,7 @@ def count_items(path: str, is_mixture: bool, n_domains: int) -> list[int]:
 
 
 def _parse(path: str, catalogue: "Catalogue", is_mixture: bool, show_progress: bool) -> Sequences:
-    from data.inter_files import read_chunks  # imports polars, which takes half a second and a cached file never needs
+    from data.inter_files import read_chunks  # imports polars: half a second, only without a cache
 
     parts = []
     for chunk in read_chunks(path, is_mixture, show_progress):
@@ -78,7 +78,7 @@ def _cache_path(path: str) -> str:
 
 
 def _read_cache(cache: str, key: str) -> Sequences | None:
-    """The cached sequences, or None if there are none with this key. Memory-mapped: processes share the memory."""
+    """The cached sequences with this key, memory-mapped, so that processes share them. None if there are none."""
     try:
         stored = torch.load(cache, map_location="cpu", mmap=True, weights_only=True)
         if stored["key"] != key:

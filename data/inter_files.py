@@ -13,8 +13,8 @@ from common.errors import UserError
 from data.sequences import DOMAIN_STRIDE
 
 _FIELDS = ("user_id:token", "item_id_list:token_seq", "item_id:token")
-_CHUNK_BYTES = 1 << 26  # of text, parsed at once
-_LONGEST_HEADER = 1 << 16
+_CHUNK_BYTES = 1 << 26  # bytes of text that are parsed at once
+_LONGEST_HEADER = 1 << 16  # bytes
 
 
 class Chunk(NamedTuple):

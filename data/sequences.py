@@ -62,11 +62,11 @@ def fold_rows(
 ) -> Sequences:
     """Fold rows (history -> target) into sequences.
 
-    Rows of one user whose history and target are the beginning of a longer row become positions of that row's
-    sequence. Histories that were cut to the newest `cut_length` items are chained where each is the next one shifted by
-    one item. The sequence then is longer than `cut_length`, and a prediction still sees only `cut_length` items. Rows
-    that fit nowhere stay sequences of their own, of which only the last position is scored. No pair of history and
-    target is lost or invented. A row that occurs twice counts twice.
+    A row whose history and target are the beginning of a longer row of the same user becomes a position of that row's
+    sequence. Rows with histories cut to the newest `cut_length` items are joined where each row is the next one shifted
+    by one item. Such a sequence is longer than `cut_length`, but a prediction still sees only `cut_length` items. Any
+    other row becomes a sequence of its own, of which only the last position is scored. No pair of history and target is
+    lost or invented. A row that occurs twice counts twice.
 
     Args:
         users: int64 [R], the user of each row.
@@ -190,7 +190,7 @@ def _equal(items: np.ndarray, left: np.ndarray, right: np.ndarray, sizes: np.nda
 
 
 def _fold_chains(rows: _Rows, shifted: np.ndarray) -> _Folded:
-    """Fold the rows of users, all of whose rows form one chain, into one sequence per user."""
+    """Fold the rows of users into one sequence per user. All rows of a user form one chain."""
     if not len(rows.users):
         return _Folded(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.uint32))
     users, sizes, starts, full = rows
@@ -201,7 +201,7 @@ def _fold_chains(rows: _Rows, shifted: np.ndarray) -> _Folded:
     most_shifts = np.maximum.reduceat(shifts, first)
     lengths = most_shifts + sizes[first]
     offsets = np.cumsum(lengths) - lengths
-    # each row brings its target. The row that was shifted most often brings the oldest items as well
+    # each row contributes its target. The row that was shifted most often also contributes the oldest items
     target = offsets[chain] + most_shifts[chain] - shifts + sizes - 1
     items = np.zeros(lengths.sum(), np.int32)
     items[target] = full[starts + sizes - 1]
@@ -214,7 +214,7 @@ def _fold_chains(rows: _Rows, shifted: np.ndarray) -> _Folded:
 
 
 def _fold_one_user(rows: _Rows, numbers: range) -> _Folded:
-    """Fold the rows of a user, longest first, that form no single chain. Slow, but such users are few."""
+    """Fold the rows of a user (longest first) that do not form one chain. Slow, but few users have such rows."""
     sequences: list[np.ndarray] = []
     weights: list[np.ndarray] = []
     for number in numbers:

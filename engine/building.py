@@ -1,4 +1,4 @@
-"""Builds a data set, its batches and a model from the settings, in the same way for every command."""
+"""Build a data set, its batches and a model from the settings, in the same way for every command."""
 
 import logging
 import random
@@ -19,7 +19,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def set_seeds(seed: int, rank: int = 0) -> None:
-    """Seed Python, numpy and torch. Each rank draws its own noise and dropout."""
+    """Seed Python, numpy and torch. Processes with different ranks draw different random numbers."""
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)
     torch.manual_seed(seed + rank)
@@ -29,8 +29,8 @@ def open_dataset(config: Config) -> UniSRecDataset:
     """Open a data set and log a summary of it."""
     dataset = UniSRecDataset(config)
     if not is_main():
-        gather_objects(None)  # wait: the main process parses the training file, the others read its cache
-    summary = str(dataset)  # outside of the logging call, which would print a traceback of a UserError
+        gather_objects(None)  # wait until the main process has parsed the training file, then read its cache
+    summary = str(dataset)  # parses the file. In the logging call, a UserError would print a traceback
     if is_main():
         gather_objects(None)
     logger.info("%s", summary)
@@ -38,7 +38,7 @@ def open_dataset(config: Config) -> UniSRecDataset:
 
 
 def sequence_batches(config: Config, dataset: UniSRecDataset) -> SequenceBatches:
-    """The batches of training sequences, of which every process gets its share."""
+    """The training batches. Each process gets its share of every batch."""
     more: dict[str, Any] = {"rank": rank(), "world_size": world_size()}
     if config["train_stage"] == "pretrain":
         more["augment_ratios"] = {key: config[key] for key in ("item_drop_ratio", "item_drop_coefficient")}
@@ -54,13 +54,13 @@ def sequence_batches(config: Config, dataset: UniSRecDataset) -> SequenceBatches
 
 
 def build_model(model_class: type[Model], config: Config, dataset: UniSRecDataset) -> Model:
-    """Build a model, on the device of the settings.
+    """Build a model on the device that the settings name.
 
-    The seed determines the initial weights, which are the same on every rank. With several processes the model compares
-    sequences of all of them. `--fast=false` leaves the plain model.
+    The seed determines the initial weights, so they are the same in every process. With several processes, the model
+    gets a function that gathers tensors from all of them. With `--fast=false`, the model stays plain.
 
     Raises:
-        UserError: settings that do not fit each other.
+        UserError: the model refuses a setting or a combination of settings.
     """
     set_seeds(config["seed"])
     try:

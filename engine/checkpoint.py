@@ -1,4 +1,4 @@
-"""Checkpoints: weights and plain data. Loading runs nothing that a file names, and accounts for every tensor."""
+"""Checkpoints: weights and plain data. Loading runs no code from the file, and every tensor must match the model."""
 
 import collections
 import glob
@@ -21,7 +21,7 @@ from engine.settings import check_window
 FORMAT = "unisrec-1"
 _EXPERT = "moe_adaptor.experts"
 _WIDTH = "text width (encoder)"
-_SIZES = {  # which setting a tensor's shape tells, and where
+_SIZES = {  # setting -> (tensor, dimension of the tensor that has this size)
     "hidden_size": ("LayerNorm.weight", 0),
     "inner_size": ("trm_encoder.layer.0.feed_forward.dense_1.weight", 0),
     "MAX_ITEM_LIST_LENGTH": ("position_embedding.weight", 0),
@@ -29,7 +29,7 @@ _SIZES = {  # which setting a tensor's shape tells, and where
     _WIDTH: ("moe_adaptor.experts.bias", 1),
 }
 _LAYER = re.compile(r"trm_encoder\.layer\.(\d+)\.")
-# settings that decide what the weights compute; a checkpoint brings its own
+# settings that determine what the weights compute; they are taken from the checkpoint
 SHAPE = (
     "n_layers", "n_heads", "hidden_size", "inner_size", "hidden_act", "layer_norm_eps", "n_exps",
     "MAX_ITEM_LIST_LENGTH",
@@ -44,10 +44,10 @@ def save_checkpoint(path, model, config, epoch, item_tokens=None, **more):
 
     Args:
         path (str): the file.
-        model (torch.nn.Module): its state dict is stored, and what is known of its text features (`model.features`).
+        model (torch.nn.Module): its state dict is stored, and the description of its text features (`model.features`).
         config (Config): stored as plain data.
-        epoch (int): epochs done.
-        item_tokens (sequence of str or None): what row i of the id embedding stands for; needed where there is one.
+        epoch (int): number of completed epochs.
+        item_tokens (sequence of str or None): the raw id of each row of the id embedding. None without an id embedding.
         more: further plain data or tensors (optimizer, generators, progress of the training).
     """
     content = {
@@ -65,7 +65,7 @@ def save_checkpoint(path, model, config, epoch, item_tokens=None, **more):
         try:
             torch.save(content, file)
         except RuntimeError as failure:
-            # after a failed write (a full disk) torch ends its file all the same, and that failure hides the first
+            # After a failed write (a full disk), torch still tries to finish the file. That error hides the first one
             raise failure.__context__ if isinstance(failure.__context__, OSError) else failure from None
 
 
@@ -73,26 +73,26 @@ def read_checkpoint(path):
     """Read a checkpoint of this project, or one of the published code, onto the CPU.
 
     Returns:
-        dict: `state_dict` in this project's layout, `epoch`, `item_tokens` (None where the file has none), `config`,
-        and whatever else the file holds.
+        dict: `state_dict` in this project's layout, `epoch`, `item_tokens` (None if the file has none), `config`, and
+        the other entries of the file.
 
     Raises:
-        UserError: the file is missing, broken, or no checkpoint.
+        UserError: the file is missing, damaged, or not a checkpoint.
     """
     if not os.path.isfile(path):
         folder = os.path.dirname(os.path.abspath(path))
         there = sorted(name for name in os.listdir(folder) if name.endswith(".pth")) if os.path.isdir(folder) else []
         raise UserError(
             f"{path}: no such checkpoint (found in {folder}: {', '.join(there) or 'none'}); "
-            "python pretrain.py makes one"
+            "create one with python pretrain.py"
         )
     try:
         content = torch.load(path, map_location="cpu", pickle_module=_data_only_pickle(), weights_only=False)
-    except Exception as error:  # a broken pickle raises whatever its bytes happen to ask for
+    except Exception as error:  # a damaged pickle can raise any exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path}: cannot be read as a checkpoint ({os.path.getsize(path)} bytes; {reason}); "
-            "it is truncated or of another kind, fetch or make it again"
+            "it is truncated or not a checkpoint; download or create it again"
         ) from None
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(map(_is_named_tensor, state.items())):
@@ -104,7 +104,7 @@ def read_checkpoint(path):
         content["state_dict"] = from_published_layout(state)
     except (KeyError, RuntimeError) as error:
         raise UserError(
-            f"{path}: its experts do not belong together ({' '.join(str(error).split())}); fetch or make it again"
+            f"{path}: its experts do not fit each other ({' '.join(str(error).split())}); download or create it again"
         ) from None
     content.setdefault("item_tokens", None)
     return content
@@ -113,22 +113,23 @@ def read_checkpoint(path):
 def adopt_settings(config, checkpoint: dict, path: str) -> None:
     """Take the settings that shape the model (`SHAPE`) from a checkpoint.
 
-    Sizes come from its tensors, the others from the settings that it stores. What it does not say stays as configured.
+    Sizes are read from the shapes of its tensors, the other settings from the settings that it stores. A setting that
+    is in neither stays as configured.
 
     Args:
         config (Config): changed in place.
         checkpoint: from `read_checkpoint`.
-        path: for messages.
+        path: the file, for messages.
 
     Raises:
-        UserError: the user has given one of them another value.
+        UserError: the user has set one of these settings to another value.
     """
     found = _shape_of(checkpoint)
     adopted = {key: value for key, value in found.items() if config[key] != value}
     for key in adopted.keys() & config.given.keys():
         raise UserError(
             f"{config.given[key]}: found {config[key]!r}, expected {adopted[key]!r}, with which {path} was trained; "
-            "leave it out, the checkpoint brings its own"
+            "leave it out, its value is taken from the checkpoint"
         )
     for key, value in adopted.items():
         config[key] = value
@@ -136,12 +137,12 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
         logger.info("settings from %s: %s", path, ", ".join(f"{key} {value}" for key, value in adopted.items()))
     missing = [key for key in SHAPE if key not in found]
     if missing:
-        logger.info("%s does not say %s; the settings decide", path, ", ".join(missing))
+        logger.info("%s does not say %s; this run uses its own values", path, ", ".join(missing))
     check_window(config.given, config)
 
 
 def _shape_of(checkpoint):
-    """The settings of `SHAPE` that a checkpoint tells: dict."""
+    """The settings of `SHAPE` that follow from a checkpoint: dict."""
     stored, state = _stored_settings(checkpoint), checkpoint["state_dict"]
     found = {key: stored[key] for key in SHAPE if isinstance(stored.get(key), int | float | str)}
     layers = {match[1] for match in map(_LAYER.match, state) if match}
@@ -154,7 +155,7 @@ def _shape_of(checkpoint):
 
 
 def _stored_settings(checkpoint):
-    """The settings that a checkpoint stores: those of ours, or of RecBole's pickled Config. Returns dict."""
+    """The settings that a checkpoint stores, as plain data or in RecBole's pickled Config. Returns a dict."""
     config = checkpoint.get("config")
     state = getattr(config, "state", None) if isinstance(config, Inert) else {"final_config_dict": config}
     stored = state.get("final_config_dict") if isinstance(state, dict) else None
@@ -162,17 +163,18 @@ def _stored_settings(checkpoint):
 
 
 def check_features(checkpoint: dict, features, path: str) -> None:
-    """The text features must be of the kind that a checkpoint was trained on: encoder, pooling, width, normalization.
+    """Check that a data set's text features agree with those that a checkpoint was trained on.
 
-    What either side does not know is not compared. Published checkpoints tell the pooling by their `plm_suffix`.
+    Compared are encoder, pooling, width and normalization. A property that is unknown for one of them is not compared.
+    In published checkpoints, the pooling follows from the setting `plm_suffix`.
 
     Args:
         checkpoint: from `read_checkpoint`.
-        features (data.ItemFeatures): the data set's.
-        path: for messages.
+        features (data.ItemFeatures): the features of the data set.
+        path: the file of the checkpoint, for messages.
 
     Raises:
-        UserError: the features are of another kind.
+        UserError: a property differs.
     """
     then, now, file = checkpoint.get("features"), features.description, features.paths[0]
     if not isinstance(then, dict):
@@ -185,7 +187,7 @@ def check_features(checkpoint: dict, features, path: str) -> None:
     if differ:
         raise UserError(
             f"{path}: was trained on text features of {_in_words(then)}; found {_in_words(now)} in {file}; "
-            "encode the texts in the same way (dataset/preprocessing/encode_text.py), or name other features "
+            "encode the texts in the same way (dataset/preprocessing/encode_text.py), or choose other features "
             "with --plm_suffix"
         )
 
@@ -196,18 +198,18 @@ def _in_words(description):
 
 
 def changed_settings(checkpoint, config):
-    """What a training would do otherwise than the one that saved a checkpoint: dict of key -> (then, now)."""
+    """The settings in which a training differs from the one that saved a checkpoint: dict of key -> (then, now)."""
     then, now = ({**settings, **_NOT_OF_A_RUN} for settings in (checkpoint["config"], config.plain()))
     return {key: (then.get(key), now.get(key)) for key in sorted(then | now) if then.get(key) != now.get(key)}
 
 
 def latest_of_run(pattern, config, since):
-    """The checkpoint that went furthest of a training with these very settings, from which it can go on.
+    """The most advanced checkpoint from which a training with the same settings can be continued.
 
     Args:
-        pattern (str): the files, with `{epoch}` in the name.
-        config (Config): the training's; how many epochs it is to have may differ.
-        since (float): seconds since 1970; older files are of another run.
+        pattern (str): the path of the checkpoints, with `{epoch}` for the epoch.
+        config (Config): the settings of the training. The number of epochs may differ from that of the checkpoint.
+        since (float): seconds since 1970. Files that are older belong to another run.
 
     Returns:
         str or None
@@ -218,7 +220,7 @@ def latest_of_run(pattern, config, since):
             continue
         try:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except Exception:  # whatever is wrong with it, it is none to go on from
+        except Exception:  # unreadable: skip it
             continue
         if content.get("format") == FORMAT and "optimizer" in content:
             if not changed_settings(content, config) and content["epoch"] < config["epochs"]:
@@ -231,10 +233,13 @@ def _is_named_tensor(item):
 
 
 def from_published_layout(state):
-    """Turn a published state dict (one module per expert, features inside) into this project's. Returns a dict.
+    """Convert a published state dict (one module per expert, with text features) to this project's layout.
 
-    A dict that is in this project's layout already comes back as it is; a `module.` prefix, left by
-    DistributedDataParallel, goes.
+    A dict in this project's layout is returned unchanged. A `module.` prefix, left by DistributedDataParallel, is
+    removed.
+
+    Returns:
+        dict
     """
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
@@ -242,7 +247,7 @@ def from_published_layout(state):
     experts = range(1 + max((int(name.split(".")[2]) for name in of_experts), default=-1))
     result = {
         name: tensor for name, tensor in state.items() if name not in of_experts and name != "plm_embedding.weight"
-    }  # the features belong to the data, which bring their own
+    }  # text features are part of the data, not of a checkpoint
     if experts:
         result[f"{_EXPERT}.bias"] = torch.stack([state[f"{_EXPERT}.{e}.bias"] for e in experts])
         result[f"{_EXPERT}.weight"] = torch.stack([state[f"{_EXPERT}.{e}.lin.weight"] for e in experts])
@@ -250,7 +255,7 @@ def from_published_layout(state):
 
 
 def to_published_layout(state):
-    """The other way round: one entry per expert. Returns a dict (without `plm_embedding.weight`)."""
+    """The inverse of `from_published_layout`: one entry per expert, without text features. Returns a dict."""
     result = {name: tensor for name, tensor in state.items() if not name.startswith(f"{_EXPERT}.")}
     for expert, (bias, weight) in enumerate(zip(state[f"{_EXPERT}.bias"], state[f"{_EXPERT}.weight"], strict=True)):
         result[f"{_EXPERT}.{expert}.bias"], result[f"{_EXPERT}.{expert}.lin.weight"] = bias, weight
@@ -258,16 +263,17 @@ def to_published_layout(state):
 
 
 def load_weights(model, checkpoint, path, item_tokens=None):
-    """Load a checkpoint's weights into a model; every tensor must be loaded, expected new or expected absent.
+    """Load a checkpoint's weights into a model. The tensors of both must be the same, with one exception.
 
-    Expected new: the id embedding, when a checkpoint without one goes into the transductive stage.
+    The exception: a checkpoint without an id embedding may be loaded into the transductive stage. The id embedding of
+    the model then keeps its initial weights.
 
     Args:
         model (torch.nn.Module): gets the weights.
         checkpoint (dict): from `read_checkpoint`.
-        path (str): for messages.
-        item_tokens (sequence of str): the data's items in row order, checked against the checkpoint's where it has id
-            embeddings.
+        path (str): the file, for messages.
+        item_tokens (sequence of str): the raw ids of the data set's items in row order. If the checkpoint has an id
+            embedding, its raw ids must be the same.
 
     Raises:
         UserError: a tensor is missing, left over or of another shape, or the items differ.
@@ -282,7 +288,7 @@ def load_weights(model, checkpoint, path, item_tokens=None):
     unexpected = [name for name in state if name not in own]
     reshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
     if missing or unexpected or reshaped:
-        raise UserError(f"{path}: is of another architecture: {_difference(state, own, missing, unexpected, reshaped)}")
+        raise UserError(f"{path}: has another architecture: {_difference(state, own, missing, unexpected, reshaped)}")
     result = model.load_state_dict(state, strict=False)
     assert not result.unexpected_keys and set(result.missing_keys) <= new
     logger.info(
@@ -291,7 +297,7 @@ def load_weights(model, checkpoint, path, item_tokens=None):
 
 
 def _difference(state, own, missing, unexpected, reshaped):
-    """In words: the settings that differ where the shapes tell, else the first tensors."""
+    """How a checkpoint and a model differ, in words: settings if they follow from shapes, else the first tensors."""
     layers = [
         len({name.split(".")[2] for name in names if name.startswith("trm_encoder.layer.")}) for names in (state, own)
     ]
@@ -303,37 +309,37 @@ def _difference(state, own, missing, unexpected, reshaped):
         if state[name].shape[axis] != own[name].shape[axis]
     ]
     if found:
-        return f"found {'; found '.join(found)}; give the settings it was trained with"
+        return f"found {'; found '.join(found)}; use the settings it was trained with"
     parts = [
         f"{what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
-        for what, names in (("lacks", missing), ("has too much:", unexpected), ("other shapes:", reshaped))
+        for what, names in (("lacks", missing), ("unexpected:", unexpected), ("other shapes:", reshaped))
         if names
     ]
-    return "; ".join(parts) + "; give the settings it was trained with"
+    return "; ".join(parts) + "; use the settings it was trained with"
 
 
 def _check_items(stored, present, path):
     if not isinstance(stored, list):
         raise UserError(
-            f"{path}: has id embeddings but does not say of which items (published transductive "
-            "checkpoints do not); fine-tune again from the pre-trained checkpoint"
+            f"{path}: has id embeddings, but not the ids of their items (as all published transductive checkpoints); "
+            "fine-tune again from the pre-trained checkpoint"
         )
     present = [str(token) for token in present]
     if len(stored) != len(present):
         raise UserError(
-            f"{path}: its id embeddings are of {len(stored) - 1} items, the data have {len(present) - 1}; "
-            "fine-tune again, or use the data set that it was made with"
+            f"{path}: has id embeddings of {len(stored) - 1} items, but the data set has {len(present) - 1} items; "
+            "fine-tune again, or use the data set that it was trained on"
         )
     wrong = next((i for i, pair in enumerate(zip(stored, present, strict=True)) if pair[0] != pair[1]), None)
     if wrong is not None:
         raise UserError(
-            f"{path}: row {wrong} of its id embeddings is item {stored[wrong]!r}, in the data "
-            f"{present[wrong]!r}; fine-tune again, or use the data set that it was made with"
+            f"{path}: row {wrong} of its id embeddings is item {stored[wrong]!r}, but in the data set it is "
+            f"{present[wrong]!r}; fine-tune again, or use the data set that it was trained on"
         )
 
 
 class Inert:
-    """What a class named by a checkpoint becomes: an object that remembers its state and runs nothing."""
+    """Replaces every class that a checkpoint names: it stores the state of the object and runs no code of the class."""
 
     def __init__(self, *args, **kwargs):
         self.arguments = args
@@ -364,7 +370,7 @@ _ALLOWED = {
 
 
 def _data_only_pickle():
-    """A pickle module whose unpickler makes tensors and plain data, and an `Inert` of everything else."""
+    """A pickle module whose unpickler creates tensors and plain data. Any other object becomes an `Inert`."""
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module, name):

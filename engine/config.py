@@ -1,7 +1,7 @@
-"""RecBole's Config from checked settings: nothing is read from sys.argv, evaluated, or changed on import.
+"""RecBole's Config from checked settings. Nothing is read from sys.argv, evaluated, or changed on import.
 
-Later ones win: RecBole's YAML files, props/, the YAML beside a model of one's own, the user's --config_files, the
-command line.
+The sources of the settings, where a later source overrides an earlier one: RecBole's YAML files, props/, the YAML file
+beside a model of one's own, the user's --config_files, the command line.
 """
 
 import collections
@@ -12,6 +12,7 @@ import torch
 from baselines import TEXT, entry, find_model, yaml_files
 from common.errors import UserError, did_you_mean
 from engine.compat import patch_recbole
+from engine.metrics import METRICS
 from engine.settings import ROOT, Loader, as_list, read_yaml, settle
 from engine.startup import sklearn_on_demand
 
@@ -22,21 +23,21 @@ with sklearn_on_demand():
 
 
 class Config(RecBoleConfig):
-    """RecBole's Config from explicit arguments alone.
+    """RecBole's Config from explicit arguments only.
 
-    RecBole's own reads sys.argv by itself, evaluates strings as Python, adds names to numpy and to yaml's loader, and
-    overwrites CUDA_VISIBLE_DEVICES; those steps are replaced here.
+    RecBole's Config reads sys.argv, evaluates strings as Python, adds names to numpy and to yaml's loader, and
+    overwrites CUDA_VISIBLE_DEVICES. This class replaces these steps.
 
     Args:
         model (str or class): the model.
         dataset (str): the data set.
-        files (list of str): YAML files, later ones win.
-        options (dict): the command line's keys and values.
+        files (list of str): YAML files. A later file overrides an earlier one.
+        options (dict): the keys and values of the command line.
 
     Attributes:
-        given (dict of str -> str): the keys that the user set, and by which option or file.
-        uses_item_text, ignores_padding (bool): what the model says of itself, or the registry of it.
-        changed (dict): what the user set to another value than the command's default.
+        given (dict of str -> str): the keys that the user set -> the option or file that set them.
+        uses_item_text, ignores_padding (bool): as the registry or the model's class declares them.
+        changed (dict): the settings that the user set to another value than the default of the command.
     """
 
     def __init__(self, model, dataset, files=(), options=None):
@@ -70,11 +71,11 @@ class Config(RecBoleConfig):
         settings["single_spec"], settings["local_rank"] = True, 0  # RecBole's own trainers run alone
 
     def plain(self):
-        """The settings as plain data, for checkpoints and result files. dict."""
+        """The settings as a dict of plain data, for checkpoints and result files."""
         return {key: _plain(value) for key, value in sorted(self.final_config_dict.items())}
 
     def __reduce__(self):
-        # RecBole's trainers pickle the whole Config; as plain data torch reads it back without running anything
+        # RecBole's trainers pickle the whole Config. It becomes plain data, which torch reads without running any code
         return collections.OrderedDict, (), None, None, iter(self.plain().items())
 
 
@@ -89,16 +90,16 @@ def _plain(value):
 
 
 def build_config(model: str | type, dataset: str, command: str, options: dict | None = None) -> Config:
-    """Put a run's configuration together and check every key.
+    """Build the Config of a run and check every key.
 
     Args:
         model: the class, or a name that `baselines.find_model` knows.
         dataset: the data set.
-        command: `pretrain`, `finetune` or `baseline`; engine.settings.COMMAND_PROPS says which files each reads.
+        command: `pretrain`, `finetune` or `baseline`. `engine.settings.COMMAND_PROPS` lists the files that it reads.
         options: from `engine.settings.parse_command_line`; `config_files` may name more YAML files.
 
     Raises:
-        UserError: an unknown model or key, a value of the wrong kind.
+        UserError: an unknown model or key, or a value of the wrong kind.
     """
     model = find_model(model) if isinstance(model, str) else model
     recbole, own = yaml_files(model)
@@ -106,7 +107,7 @@ def build_config(model: str | type, dataset: str, command: str, options: dict | 
     values, settings = settled.values(), dict(settled.given)
     _check_metrics(values)
     for key in ("data_path", "checkpoint_dir"):
-        # a path that nobody gave lies beside the code, so that a command works from any folder
+        # a default path is relative to the project, so that a command works from any folder
         settings.setdefault(key, os.path.join(ROOT, values[key]))
     if _compares_pairs(model, values):
         settings.setdefault("train_neg_sample_args", {"distribution": "uniform", "sample_num": 1})  # RecBole's default
@@ -121,14 +122,15 @@ def build_config(model: str | type, dataset: str, command: str, options: dict | 
 
 
 def _compares_pairs(model, settings):
-    """Whether a model learns from pairs of a target and a sampled item."""
+    """Whether a model learns from pairs of a target and a sampled negative."""
     kind = getattr(model, "input_type", None)
     return settings.get("loss_type", "BPR" if kind == InputType.PAIRWISE else None) == "BPR"
 
 
 def _check_metrics(settings):
-    """Metrics must be RecBole's ranking metrics, `valid_metric` one of those that are measured."""
-    known = sorted(name for name, kind in metric_types.items() if kind == EvaluatorType.RANKING)
+    """Check that all metrics are ranking metrics of RecBole or of `METRICS`, and that `valid_metric` is one of them."""
+    recboles = {name for name, kind in metric_types.items() if kind == EvaluatorType.RANKING}
+    known = sorted(recboles.union(METRICS))
     names = [name.lower() for name in as_list(settings["metrics"])]
     for name in names:
         if name not in known:

@@ -1,4 +1,4 @@
-"""Evaluation: the rank of each row's target among all items, as one table, and the metrics of that table."""
+"""Evaluation: a table with the rank of each row's target among all items, and the metrics of that table."""
 
 import collections
 from collections.abc import Callable
@@ -25,36 +25,36 @@ if TYPE_CHECKING:
     from data import UniSRecDataset
     from engine.config import Config
 
-_SCORES = 1 << 27  # scores of a batch at most: with a large catalogue, fewer users at a time
+_SCORES = 1 << 27  # most scores of a batch. With a large catalogue, a batch has fewer users
 
 
 class Evaluated(NamedTuple):
-    """What an evaluation returns: the table of ranks, and metric -> value under RecBole's names, unrounded."""
+    """The result of an evaluation: the table of ranks, and the metrics by RecBole's names, unrounded."""
 
     table: RankTable
     metrics: dict[str, float]
 
 
 class Evaluation:
-    """The loaders of valid and test, and the ranks and metrics of a model on them.
+    """Evaluates models on the rows of valid and test.
 
-    The metrics of `engine.metrics` are functions of the table of ranks. RecBole's other ranking metrics (ItemCoverage,
-    GAUC, ...) are left to RecBole. Several processes share the rows, unless a metric of RecBole's needs all scores or
-    negatives are sampled; then the main process evaluates alone. All processes get the same result.
+    The metrics of `engine.metrics` are functions of the table of ranks. RecBole computes its other ranking metrics
+    (ItemCoverage, GAUC, ...). Several processes share the rows. If a metric of RecBole needs all scores, or if
+    negatives are sampled, the main process evaluates alone. All processes get the same result.
 
     Args:
-        config: `eval_args`, `metrics`, `topk`, `eval_batch_size`.
-        dataset: before `build`.
+        config: `eval_args`, `metrics`, `topk` and `eval_batch_size` are read.
+        dataset: the whole data set. Its `build` is called here.
 
     Attributes:
         by_rank (list of str): the metrics that are functions of the table of ranks, in lower case.
-        others (list of str): the metrics that are left to RecBole.
+        others (list of str): the metrics that RecBole computes.
         parts (dict): the data sets `train`, `valid`, `test`.
         loaders (dict): RecBole's loaders of `valid` and `test`.
         shared (bool): whether several processes share the rows.
 
     Raises:
-        UserError: a metric that ranking does not have, or a k that is larger than the catalogue.
+        UserError: a metric is not a ranking metric, or a k is larger than the catalogue.
     """
 
     def __init__(self, config: "Config", dataset: "UniSRecDataset"):
@@ -68,9 +68,9 @@ class Evaluation:
         if self.others and max(config["topk"]) >= self.n_columns:
             raise UserError(
                 f"option --topk: found {max(config['topk'])}, expected at most {self.n_columns - 1} for "
-                f"{', '.join(sorted(self.others))}: there are no more items"
+                f"{', '.join(sorted(self.others))}: the catalogue has no more items"
             )
-        # what RecBole's collector and evaluator read: our settings, but only the metrics that are left to them
+        # RecBole's collector and evaluator read these settings: all of ours, but only the metrics that RecBole computes
         self._recbole_config = collections.ChainMap({"metrics": self.others}, config)
         needs = {need for name in self.others for need in metric_information[name] if need.startswith("rec.")}
         modes = config["eval_args"]["mode"]
@@ -83,14 +83,14 @@ class Evaluation:
         self.loaders = {}
         for phase in ("valid", "test"):
             if modes[phase] == "full":
-                # neighbours of like length need little padding; the table does not depend on the order
+                # histories of similar length need little padding. The table does not depend on the order
                 self.parts[phase].sort(config["ITEM_LIST_LENGTH_FIELD"])
             if self.shared:
                 self.parts[phase].share(rank(), world_size())
             self.loaders[phase] = get_dataloader(config, phase)(config, self.parts[phase], samplers[phase])
 
     def __call__(self, model: SequentialRecommender, phase: str, show_progress: bool = False) -> dict[str, float]:
-        """The metrics of a model on `valid` or `test`, as `evaluate` gives them."""
+        """The metrics of a model on `valid` or `test`; see `evaluate`."""
         return self.evaluate(model, phase, show_progress).metrics
 
     def evaluate(self, model: SequentialRecommender, phase: str, show_progress: bool = False) -> Evaluated:
@@ -106,18 +106,19 @@ class Evaluation:
         self._check_scores(table, phase)
         found = mean_metrics(table, self.by_rank, self.config["topk"]) | others
         order = [name.lower() for name in self.config["metrics"]]
-        keys = sorted(found, key=lambda key: order.index(key.partition("@")[0]))  # stable: each k in the order of topk
+        keys = sorted(found, key=lambda key: order.index(key.partition("@")[0]))  # stable: keeps the order of topk
         return Evaluated(table, {key: found[key] for key in keys})
 
     @torch.no_grad()
     def _evaluate(
         self, model: SequentialRecommender, phase: str, show_progress: bool
     ) -> tuple[RankTable, dict[str, float]]:
-        """The table of all rows, and the metrics that are left to RecBole."""
+        """The table of all rows, and the metrics that RecBole computes."""
         was_training = model.training
         model.eval()
         collector = Collector(self._recbole_config) if self.others else None
-        parts = [(torch.empty(0, 5, dtype=torch.int64), torch.empty(0, dtype=torch.float64))]  # a process without rows
+        # the first part is empty, for a process without rows
+        parts = [(torch.empty(0, 5, dtype=torch.int64), torch.empty(0, dtype=torch.float64))]
         for batch, users, positive_users, _ in tqdm(
             self.loaders[phase], desc=f"Evaluating {phase}", leave=False, disable=None if show_progress else True
         ):
@@ -125,7 +126,7 @@ class Evaluation:
                 parts.append(self._rank_all(model, batch, collector))
             else:
                 parts.append(self._rank_sampled(model, batch, users, positive_users, collector))
-        model.train(was_training)  # a table of all items that the model made for the evaluation goes
+        model.train(was_training)  # the model discards the item table that it made for the evaluation
         device = self.config["device"]
         columns, ranks = (torch.cat([part.to(device) for part in column]) for column in zip(*parts, strict=True))
         if self.shared:
@@ -135,7 +136,7 @@ class Evaluation:
     def _rank_all(
         self, model: SequentialRecommender, batch: Interaction, collector: Collector | None
     ) -> tuple[Tensor, Tensor]:
-        """Rank each row's target among all items. Returns its columns, int64 [B, 5], and ranks, float64 [B]."""
+        """Rank each row's target among all items. Returns the other columns, int64 [B, 5], and ranks, float64 [B]."""
         columns = self._columns(batch, self.n_columns - 1)
         batch = batch.to(self.config["device"])
         own_ranks = _own_ranks(model)
@@ -153,9 +154,10 @@ class Evaluation:
         positive_users: Tensor,
         collector: Collector | None,
     ) -> tuple[Tensor, Tensor]:
-        """Rank each row's target among its sampled negatives. Returns as `_rank_all`.
+        """Rank each row's target among its sampled negatives. Returns the same as `_rank_all`.
 
-        RecBole's loader puts the m rows of a user before their negatives, and each m negatives belong to those m rows.
+        For a user with m rows RecBole's loader yields the m targets, then the first negative of each row, then the
+        second negatives, and so on. So pair i of the user belongs to row i mod m.
 
         Args:
             batch: P pairs of a row and a candidate.
@@ -174,7 +176,7 @@ class Evaluation:
         return columns, self._ranks(scores, rows, collector)
 
     def _columns(self, rows: Interaction, candidates: int | Tensor) -> Tensor:
-        """All columns of rows but their ranks, int64 [B, 5], in the order in which `_table` reads them."""
+        """The columns of rows without the rank, int64 [B, 5], in the order in which `_table` reads them."""
         target = rows[self.dataset.iid_field]
         in_history = (rows[self.dataset.item_id_list_field] == target[:, None]).any(1)
         columns = torch.empty(len(target), 5, dtype=torch.int64)
@@ -185,14 +187,14 @@ class Evaluation:
         return columns
 
     def _ranks(self, scores: Tensor, rows: Interaction, collector: Collector | None) -> Tensor:
-        """Ranks, float64 [B], of the rows' targets by scores, float [B, N + 1]; -inf for no candidate."""
+        """The rank of each row's target, float64 [B], from scores, float [B, N + 1]; -inf for other than candidates."""
         targets = rows[self.dataset.iid_field].to(scores.device)
         if collector:
             collector.eval_batch_collect(scores, rows, torch.arange(len(targets), device=scores.device), targets)
         return expected_ranks(scores, targets)
 
     def _recboles_metrics(self, collector: Collector | None) -> dict[str, float]:
-        """The metrics that are left to RecBole, from what its collector has seen; the processes join their parts."""
+        """The metrics that RecBole computes, from the batches that its collector has seen in all processes."""
         if not collector:
             return {}
         if self.shared:
@@ -202,13 +204,13 @@ class Evaluation:
             collector.data_struct.set("rec.items", items)
         collector.data_collect(_TrainingRows(self.parts["train"]))
         for name, value in collector.data_struct._data_dict.items():
-            if isinstance(value, Tensor):  # RecBole's own `get_data_struct` fails on the plain numbers
+            if isinstance(value, Tensor):  # the collector also holds plain numbers, on which RecBole's code fails
                 collector.data_struct.set(name, value.cpu())
         values = Evaluator(self._recbole_config).evaluate(collector.data_struct)
         return {name: float(value) for name, value in values.items()}
 
     def _check_scores(self, table: RankTable, phase: str) -> None:
-        """Raise a UserError that names the first user whose scores are NaN."""
+        """Raise a UserError about the first user with a NaN score, if there is one."""
         wrong = np.isnan(table.rank)
         if wrong.any():
             user = user_names(self.dataset)[table.user[wrong.argmax()]]
@@ -220,10 +222,10 @@ class Evaluation:
 
 
 def _own_ranks(model: SequentialRecommender) -> Callable[[Interaction], Tensor] | None:
-    """The model's optional `ranks`: the rank of each target, float64 [B], without holding all scores.
+    """The model's method `ranks`, which returns the rank of each target, float64 [B]. None if it has no valid one.
 
-    A `ranks` that a derived class inherits knows nothing of scores that the derived class computes itself. So it
-    counts only if no class below the one that defines it overrides `full_sort_predict`.
+    If a derived class overrides `full_sort_predict`, an inherited `ranks` would still rank by the old scores. So
+    `ranks` is used only if no class below the one that defines it overrides `full_sort_predict`.
     """
     for part in (model, *type(model).__mro__):
         if "ranks" in vars(part) or "full_sort_predict" in vars(part):
@@ -234,12 +236,12 @@ def _own_ranks(model: SequentialRecommender) -> Callable[[Interaction], Tensor] 
 def _table(columns: np.ndarray, ranks: np.ndarray) -> RankTable:
     """The table, sorted by user, of columns int64 [R, 5] and ranks, float64 [R]."""
     user, target, length, candidates, in_history = columns.T
-    order = np.lexsort((target, length, user))  # the same whichever process ranked a row
+    order = np.lexsort((target, length, user))  # does not depend on which process ranked a row
     return RankTable(user, target, length, ranks, candidates, in_history.astype(bool))[order]
 
 
 class _TrainingRows:
-    """RecBole's collector asks a training loader for its data set."""
+    """Stands in for the training loader. RecBole's collector reads only its data set."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset

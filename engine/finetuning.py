@@ -1,4 +1,4 @@
-"""Training and evaluating on one data set: UniSRec in its fine-tuning stages, and RecBole's models beside it."""
+"""Training and evaluation on one data set, for UniSRec in its fine-tuning stages and for baselines."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def finetune(config):
-    """Fine-tune UniSRec or a model derived from it, or evaluate it, with `epochs` 0. Returns the result file, dict."""
+    """Fine-tune UniSRec or a model derived from it, or only evaluate it if `epochs` is 0. Returns the result, dict."""
     start_logging(config)
     checkpoint = read_checkpoint(config["pretrained"]) if config["pretrained"] else None
     if checkpoint:
@@ -45,12 +45,12 @@ def finetune(config):
         batches = _training_batches(config, dataset, evaluation)
         run = identify(config, dataset, checkpoint)
     name = f"{config['model']}-{config['dataset']}-{config['train_stage']}-{config['seed']}"
-    name += "-pretrained" * bool(checkpoint) + "-evaluated" * (config["epochs"] == 0)
+    name += ("-pretrained" if checkpoint else "") + ("-evaluated" if config["epochs"] == 0 else "")
     return train_and_test(config, model, batches, evaluation, name, run, watch, tokens)
 
 
 def run_baseline(config):
-    """Train and test a model that reads rows, under the same protocol. Returns the result, dict."""
+    """Train and test a model that does not derive from UniSRec, under the same protocol. Returns the result, dict."""
     start_logging(config)
     if not entry(config.model_class).trains:
         config["epochs"] = 0
@@ -59,15 +59,16 @@ def run_baseline(config):
     with watch("load"):
         dataset = open_dataset(config)
         evaluation = Evaluation(config, dataset)
-        batches = _training_batches(config, dataset, evaluation)  # first: BERT4Rec's loader names fields for its model
-        model = build_model(config.model_class, config, evaluation.parts["train"])  # some read the training rows
+        # before the model: BERT4Rec's loader defines fields that its model reads
+        batches = _training_batches(config, dataset, evaluation)
+        model = build_model(config.model_class, config, evaluation.parts["train"])  # some models read the training rows
         run = identify(config, dataset)
     name = f"{config['model']}-{config['dataset']}-{config['seed']}"
     return train_and_test(config, model, batches, evaluation, name, run, watch, dataset.item_names())
 
 
 def _training_batches(config, dataset, evaluation):
-    """Batches of sequences for the models that learn from all positions, RecBole's loader of rows for the others."""
+    """Batches of sequences for models that learn from all positions, RecBole's loader of rows for other models."""
     if issubclass(config.model_class, AllPositions) and config["loss_type"] == "CE":
         return sequence_batches(config, dataset)
     return get_dataloader(config, "train")(config, evaluation.parts["train"], evaluation.sampler, shuffle=True)
@@ -76,7 +77,7 @@ def _training_batches(config, dataset, evaluation):
 def train_and_test(config, model, batches, evaluation, name, run, watch, item_tokens):
     """Train with validation, test the best epoch, write the result file. Returns the result, dict.
 
-    The files are called `name`-ID, ID being the id of `run` (engine.runs.Run): no other run has files of these names.
+    The file names are `name`-ID, where ID is the id of `run` (an `engine.runs.Run`). No other run has these file names.
     """
     path = os.path.join(config["checkpoint_dir"], f"{name}-{run.id}.pth")
     show = bool(config["show_progress"])
@@ -118,7 +119,7 @@ def train_and_test(config, model, batches, evaluation, name, run, watch, item_to
 
 
 def _groups(config, evaluation, table):
-    """The test metrics by group, logged as a table. Returns dict, see `group_metrics`."""
+    """Compute the test metrics by group and log them as a table. Returns a dict, see `group_metrics`."""
     counts = np.bincount(evaluation.dataset.sequences("train").items, minlength=evaluation.dataset.item_num)
     groups = group_metrics(table, counts, evaluation.by_rank, config["topk"])
     for line in format_groups(groups):
@@ -127,6 +128,8 @@ def _groups(config, evaluation, table):
 
 
 def _settle_stage(config, checkpoint):
-    """An evaluation of a checkpoint without id embeddings is inductive."""
+    """Without training, a checkpoint without id embeddings is evaluated in the inductive stage."""
     if config["epochs"] == 0 and "item_embedding.weight" not in checkpoint["state_dict"]:
+        if config["train_stage"] != "inductive_ft":
+            logger.info("%s has no id embeddings: evaluating on text alone", config["pretrained"])
         config["train_stage"] = "inductive_ft"

@@ -1,4 +1,4 @@
-"""Metrics by groups of rows of a table of ranks: by popularity of the target, by history length, by repetition."""
+"""Metrics by groups of rows: by popularity of the target, by history length, by repetition of the target."""
 
 from collections.abc import Callable, Iterable
 
@@ -9,18 +9,18 @@ from engine.metrics import RankTable, mean_metrics
 Masks = list[tuple[str, np.ndarray]]
 
 FIFTHS = 5
-_LENGTHS = (1, 3, 5, 10, 20, 50)  # the first length of each group of histories
+_LENGTHS = (1, 3, 5, 10, 20, 50)  # the shortest history of each group
 
 
 def by_popularity(table: RankTable, item_counts: np.ndarray) -> Masks:
-    """Groups by how often the target occurs in the training data: never, then fifths from the rarest items on.
+    """Groups by how often the target occurs in the training data: never, then five groups, the rarest items first.
 
-    Each fifth holds about a fifth of the training interactions, not of the items: a fifth of the items would leave few
-    users to the rare groups and most to the last. Items of equal counts stay together, so a fifth may be empty.
+    Each of the five groups has about a fifth of the training interactions. Fifths of the items would be too uneven:
+    most users would be in the last group. Items with equal counts are in the same group, so a group may be empty.
     """
     values, n_items = np.unique(item_counts[1:], return_counts=True)  # ascending; item_counts[0] is padding
     interactions = values * n_items
-    middle = interactions.cumsum() - interactions / 2  # of the interactions with items of each count
+    middle = interactions.cumsum() - interactions / 2  # interactions up to the middle of each count's range
     fifth = 1 + np.minimum(FIFTHS * middle // max(interactions.sum(), 1), FIFTHS - 1).astype(int)
     fifth[values == 0] = 0
     of_target = fifth[np.searchsorted(values, item_counts[table.target])]
@@ -47,8 +47,8 @@ def by_repetition(table: RankTable, item_counts: np.ndarray) -> Masks:
     return [("new to the user", ~table.in_history), ("in the history", table.in_history)]
 
 
-# To add a group, write its function and name it here. A function gets the table and int64 [N + 1], how often each item
-# occurs in the training data, and returns labels and masks, bool [R].
+# To add a group, write its function and name it here. The function takes the table, and how often each item occurs in
+# the training data, int64 [N + 1]. It returns labels and masks, bool [R].
 GROUPS: dict[str, Callable[[RankTable, np.ndarray], Masks]] = {
     "popularity": by_popularity,
     "history length": by_history_length,
@@ -78,7 +78,7 @@ def group_metrics(table: RankTable, item_counts: np.ndarray, names: Iterable[str
 
 
 def format_groups(groups: dict) -> list[str]:
-    """What `group_metrics` returns as lines of an aligned table."""
+    """The lines of an aligned table of what `group_metrics` returns."""
     lines = []
     for group, labels in groups.items():
         names = list(next(iter(labels.values())))[1:]

@@ -1,8 +1,9 @@
-"""Metrics of a table of ranks, one short function each, and the groups by which they are broken down.
+"""Metrics of a table of ranks, one short function each. `engine.groups` breaks them down.
 
-An evaluated row has one target. Its rank is 1 for the best place. Where scores are equal, it is the expected rank
-under random order, and may be a fraction: of two items that share the first place each has rank 1.5. A target is
-within the first k where its rank is at most k, and its gain is taken at its rank.
+An evaluated row has one target. Ranks count from 1. Where scores are equal, the rank is the expected rank if they are
+in random order. It may be a fraction: if two items have the highest score, each of them has rank 1.5. A target is
+within the first k if its rank is at most k. The gain (of NDCG, MRR) is computed from its rank: it is the
+gain of the expected rank, not the expected gain.
 """
 
 import dataclasses
@@ -13,14 +14,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class RankTable:
-    """What an evaluation finds: one row per evaluated row of a split (usually one per user), R in all.
+    """The ranks of an evaluation: one row per row of the split, R in all. Usually that is one row per user.
 
     Attributes:
         user (int64 [R]): user ids; raw ids, str [R], in a table that was read from a file.
         target (int64 [R]): item ids; raw ids, str [R], in a table that was read from a file.
-        history_length (int64 [R]): how many items of history the model sees.
-        rank (float64 [R]): expected rank of the target among the candidates, 1 for the best; NaN where a score is NaN.
-        candidates (int64 [R]): how many items are ranked, the target included.
+        history_length (int64 [R]): number of history items that the model sees.
+        rank (float64 [R]): expected rank of the target among the candidates, from 1; NaN where a score is NaN.
+        candidates (int64 [R]): number of candidates, the target included.
         in_history (bool [R]): whether the target occurs in the history.
     """
 
@@ -35,7 +36,7 @@ class RankTable:
         return len(self.rank)
 
     def __getitem__(self, index: np.ndarray) -> "RankTable":
-        """Some rows: indices or a mask."""
+        """Some rows, given by indices or by a mask."""
         return RankTable(**{field: column[index] for field, column in vars(self).items()})
 
 
@@ -62,7 +63,7 @@ def mrr(table: RankTable, k: int) -> np.ndarray:
     return recall(table, k) / table.rank
 
 
-# RecBole's names. To add a metric, write its function and name it here.
+# RecBole's names, in lower case. To add a metric, write its function and name it here. A larger value is better.
 METRICS: dict[str, Callable[[RankTable, int], np.ndarray]] = {
     "recall": recall,
     "hit": recall,

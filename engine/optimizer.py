@@ -1,4 +1,4 @@
-"""The optimiser that the setting `learner` names."""
+"""The optimizer that the setting `learner` names."""
 
 import torch
 from torch import nn
@@ -14,15 +14,15 @@ _OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,
 }
 _FUSED = {"adam", "adamw", "sgd"}
-# For embeddings with sparse gradients. SparseAdam changes the rows of a step's gradient and their moments only.
+# For embeddings with sparse gradients. SparseAdam changes only the rows that are in the gradient, and their moments.
 _SPARSE = {"adam": torch.optim.SparseAdam, "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}
 
 
 class CombinedOptimizer:
-    """Several optimisers, each with parameters of its own, that make their steps together.
+    """Several optimizers, each with its own parameters, that are used as one.
 
     Args:
-        optimizers: for example one of dense and one of sparse gradients.
+        optimizers: for example one for dense and one for sparse gradients.
     """
 
     def __init__(self, *optimizers: torch.optim.Optimizer):
@@ -38,9 +38,9 @@ class CombinedOptimizer:
 
 
 def make_optimizer(config, model: nn.Module) -> torch.optim.Optimizer | CombinedOptimizer:
-    """Make the optimiser that `learner` names, over the parameters that require gradients.
+    """Make the optimizer that `learner` names, for the parameters that require gradients.
 
-    Embeddings with sparse gradients get an optimiser of their own.
+    Embeddings with sparse gradients get their own optimizer.
 
     Raises:
         UserError: `learner` is unknown, or a setting does not work with sparse gradients.
@@ -61,7 +61,7 @@ def make_optimizer(config, model: nn.Module) -> torch.optim.Optimizer | Combined
 
 
 def group_settings(config) -> dict[str, float]:
-    """The settings of an optimiser's parameter groups that may change when a training is resumed, in torch's names."""
+    """The optimizer settings that may change when a training is resumed, by torch's names."""
     return {"lr": config["learning_rate"], "weight_decay": config["weight_decay"]}
 
 

@@ -20,13 +20,13 @@ def write_ranks(path: str, table: RankTable, dataset: "UniSRecDataset") -> None:
 
     Args:
         path: the file.
-        table: of an evaluation, with user and item ids.
-        dataset: names the users and items.
+        table: the table of an evaluation, with user and item ids.
+        dataset: the data set, which has the raw ids.
 
     Raises:
         UserError: the file cannot be written, or a line of NAME.user2index or NAME.item2index is malformed.
     """
-    import polars as pl  # takes a fifth of a second, which a run that writes no such file need not wait
+    import polars as pl  # imported here: it takes a fifth of a second
 
     frame = pl.DataFrame(
         {
@@ -46,7 +46,7 @@ def read_ranks(path: str) -> RankTable:
     """Read a file that `write_ranks` wrote, sorted by user and target.
 
     Raises:
-        UserError: the file is missing, is no Parquet file, or lacks a column.
+        UserError: the file is missing, is not a Parquet file, or lacks a column.
     """
     import polars as pl
 
@@ -54,9 +54,9 @@ def read_ranks(path: str) -> RankTable:
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; {advice}")
     try:
-        frame = pl.read_parquet(path, glob=False)  # brackets in a path are no pattern
+        frame = pl.read_parquet(path, glob=False)  # brackets in a path are not a pattern
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{path}: is no Parquet file ({str(error).splitlines()[0]}); {advice}") from None
+        raise UserError(f"{path}: is not a Parquet file ({str(error).splitlines()[0]}); {advice}") from None
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
         raise UserError(f"{path}: has no column {', '.join(missing)}, expected {', '.join(COLUMNS)}; {advice}")
@@ -65,10 +65,10 @@ def read_ranks(path: str) -> RankTable:
 
 
 def user_names(dataset: "UniSRecDataset") -> np.ndarray:
-    """The raw id of each user: from NAME.user2index, or as the .inter files write the user where there is no such file.
+    """The raw id of each user, from NAME.user2index. Without this file, the user as written in the .inter files.
 
     Returns:
-        object [users + 1]: str by user id, `[PAD]` first.
+        object [users + 1]: the str of each user id, `[PAD]` first.
 
     Raises:
         UserError: a line of NAME.user2index is not USER<TAB>NUMBER.

@@ -1,4 +1,4 @@
-"""The log of a run, the time and memory that it takes, and its result file."""
+"""The log of a run, its time and memory, and its result file."""
 
 import logging
 import os
@@ -15,12 +15,12 @@ from common.errors import UserError
 from common.files import read_json, write_json
 from common.processes import is_main
 
-DEFAULT_RECIPE = "published"  # of a run whose settings name no other
+DEFAULT_RECIPE = "published"  # the value of `recipe` in the result file, if no setting `recipe` exists
 logger = logging.getLogger(__name__)
 
 
 def start_logging(config) -> None:
-    """Log everything from the main process and errors only from the others, which show no progress bars either."""
+    """Log everything in the main process. The other processes log only errors, and show no progress bars."""
     config["show_progress"] = bool(config["show_progress"]) and is_main()
     logging.basicConfig(
         level=logging.INFO if is_main() else logging.ERROR,
@@ -41,7 +41,7 @@ def report_settings(config) -> None:
 
 
 class Stopwatch:
-    """Adds up seconds by activity: `with watch("train"): ...`.
+    """Measures the seconds of each activity: `with watch("train"): ...`.
 
     Attributes:
         seconds: activity -> seconds.
@@ -79,22 +79,22 @@ def write_result(
     text_encoder: dict | None,
     **more,
 ) -> dict:
-    """Write a run's result file. A result of another run in its place is replaced, and the log says so.
+    """Write the result file of a run. If this replaces the result of another run, the log says so.
 
     Args:
         path: the file.
         config: the run's settings, all of which are stored.
-        checkpoint: the model that was evaluated, None if it is in no file.
-        epochs: epochs of training.
+        checkpoint: path of the model that was evaluated, None if it is in no file.
+        epochs: number of training epochs.
         metrics: {"valid": {...}, "test": {...}}, unrounded, in RecBole's names.
-        seconds: of `load`, `train` and `evaluate`.
-        rows_per_second: predictions learnt from per second of training, None without training.
-        run: the run's id.
-        text_encoder: from `text_encoder`.
+        seconds: seconds of `load`, `train` and `evaluate`.
+        rows_per_second: training predictions per second, None without training.
+        run: the id of the run.
+        text_encoder: what the function `text_encoder` returns.
         more: further entries, plain data.
 
     Returns:
-        What was written.
+        The content of the file.
     """
     result = {
         "run": run,
@@ -122,7 +122,7 @@ def write_result(
 
 
 def _other_run(path, run):
-    """Which other run has written a result file, in words; None if the file is missing or this run's own."""
+    """The other run that wrote an existing result file, in words. None if the file is missing or of this run."""
     if not os.path.exists(path):
         return None
     try:
@@ -133,10 +133,9 @@ def _other_run(path, run):
 
 
 def text_encoder(dataset) -> dict | None:
-    """The text encoder of a data set's features: `features` (the files' suffix), `encoder`, `pooling`, `width`, ...
+    """The text encoder of a data set's features: `features` (the suffix of the files), `encoder`, `pooling`, `width`.
 
-    Features without a description have the encoder and the pooling None. The result is None for a model that reads no
-    texts.
+    `encoder` and `pooling` are None if they are not known. The result is None for a model that reads no texts.
     """
     if dataset.features is None:
         return None
@@ -145,7 +144,7 @@ def text_encoder(dataset) -> dict | None:
 
 
 def peak_memory_mb() -> float:
-    """The largest resident memory of this process so far, in MB."""
+    """The peak resident memory of this process so far, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KB, on macOS in bytes
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
 

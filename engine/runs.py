@@ -1,18 +1,17 @@
-"""What makes a run: its id, and which files belong to it.
+"""The identity of a run: its id, and which files belong to it.
 
-A run's id is a short hash of everything that decides its result: the settings, the training and evaluation data, the
-project's code, and the weights that it starts from. A time stamp would do as a file name, but with a hash the same
-command is the same run: repeated, it replaces its own files and no others. A script of experiments can be started
-again, and two results with one id can be compared without looking for what else has changed.
+The id of a run is a short hash of everything that determines the result: the settings, the training and evaluation
+data, the code of the project, and the weights that the run starts from. With a hash, unlike with a time stamp, the same
+command is the same run: when it is repeated, it replaces its own files and no others. So a script of experiments can be
+started again.
 
 Not part of the id:
 
-- settings that do not change the result: folders, result files, progress bars, the device. Sums may be rounded
-  otherwise on another device, or with another number of processes or another version of torch; a result file tells
-  these apart (`settings`, `versions`).
-- in pre-training, where every epoch is the same whatever comes after it, `epochs`, `save_step` and `resume`. A
-  training that is continued with the same settings, data and code is the same run.
-- where a file lies and what it is called. Data and weights are known by their content.
+- Settings that do not change the result: folders, result files, progress bars, the device. The device, the number of
+  processes and the version of torch may change the rounding of sums. The result file tells the device and the versions.
+- In pre-training: `epochs`, `save_step` and `resume`. They do not change the epochs that have been trained. A training
+  that is continued with the same settings, data and code is the same run.
+- The paths of files. Data and weights are identified by their content.
 """
 
 import dataclasses
@@ -34,9 +33,9 @@ from data.features import feature_description
 from engine.checkpoint import changed_settings
 from engine.settings import ROOT
 
-_DIGITS = 10  # of an id: among 10,000 runs two have the same one with a probability of 1 in 20,000
+_DIGITS = 10  # of an id. The probability that two of 10,000 runs have the same id is 1 in 20,000
 _CODE = ("unisrec.py", "baselines", "common", "data", "engine", "layers")
-# settings that do not change the result, and paths whose content counts instead
+# settings that do not change the result, and paths of files that are hashed by their content instead
 _NO_EFFECT = {"checkpoint_dir", "data_path", "pretrained", "ranks_file", "result_file", "resume"}
 _NO_EFFECT |= {"device", "gpu_id", "groups", "local_rank", "show_progress", "use_gpu"}
 _LENGTH = {"epochs", "save_step"}  # of a pre-training
@@ -45,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run's identity, as its checkpoints store it (`run`, `run_start`).
+    """The identity of a run. Its checkpoints store both attributes, as `run` and `run_start`.
 
     Attributes:
         id: hexadecimal digits.
@@ -57,14 +56,14 @@ class Run:
 
 
 def identify(config, dataset: UniSRecDataset, checkpoint: Mapping | None = None, resume: bool = False) -> Run:
-    """Find out which run these settings, data, code and initial weights make. All processes get the main one's answer.
+    """The run of these settings, data, code and initial weights. All processes get the result of the main process.
 
     Args:
         config: the settings, as they are when training starts.
-        dataset: the whole data set, or a part that `build` has made of it.
-        checkpoint: from `read_checkpoint`, if the run starts from one.
-        resume: whether the run continues the checkpoint's training. It is the checkpoint's run if nothing has changed
-            since, else a new one.
+        dataset: the whole data set, or a part that its `build` returned.
+        checkpoint: from `read_checkpoint`, if the run starts from a checkpoint.
+        resume: whether the run continues the training of the checkpoint. If nothing has changed since, the result is
+            the run of the checkpoint, else a new run.
     """
     run = None
     if is_main():
@@ -80,23 +79,24 @@ def identify(config, dataset: UniSRecDataset, checkpoint: Mapping | None = None,
 def check_files(paths: Iterable[str], run: Run, config) -> None:
     """Check before a training that it will replace no checkpoint of another run.
 
-    This does not protect two runs from each other that have both passed the check. A lock would have its place here.
+    There is no lock: if two runs write the same files at the same time, both may pass this check.
 
     Args:
-        paths: the checkpoints that the run may write. Those that do not exist yet are fine.
-        config: the run's settings, for the message.
+        paths: the checkpoints that the run may write. They need not exist.
+        run: the run.
+        config: the settings of the run, for the message.
 
     Raises:
-        UserError: a file is of another run.
+        UserError: a file belongs to another run.
     """
     for path in filter(pathlib.Path.exists, map(pathlib.Path, paths)):
         try:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except Exception:  # unreadable, or a published checkpoint: in any case not of this run
+        except Exception:  # unreadable, or a published checkpoint: not of this run in either case
             content = {}
         if content.get("run") != run.id:
             raise UserError(
-                f"{path}: is of another run ({_difference(content, config)}) and would be replaced; "
+                f"{path}: belongs to another run ({_difference(content, config)}) and would be replaced; "
                 "give another --checkpoint_dir, or move or delete the file"
             )
 
@@ -114,7 +114,7 @@ def _make_run(basis, start):
 
 
 def _basis(config, dataset):
-    """What decides the result apart from the initial weights: str."""
+    """Everything that determines the result, apart from the initial weights, as a str."""
     pretraining = config["train_stage"] == "pretrain"
     left_out = _NO_EFFECT | (_LENGTH if pretraining else set())
     settings = {key: value for key, value in config.plain().items() if key not in left_out}
@@ -136,13 +136,13 @@ def _data_hash(dataset, splits):
 
 
 def _code_hash(model_class):
-    """Of the project's code that training and evaluation use, and of the file that defines the model."""
+    """The hash of the project's code that training and evaluation use, and of the file that defines the model."""
     root = pathlib.Path(ROOT)
     places = [root / place for place in _CODE]
     files = {file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])}
     try:
         digest = hashlib.sha256(pathlib.Path(inspect.getfile(model_class)).read_bytes())
-    except (OSError, TypeError):  # a class of an interactive session
+    except (OSError, TypeError):  # a class that was defined in an interactive session
         digest = hashlib.sha256(model_class.__qualname__.encode())
     for file in sorted(files):
         digest.update(f"{file.relative_to(root)} {file_sha256(file)}".encode())

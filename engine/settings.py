@@ -1,12 +1,13 @@
-"""Settings: their homes in props/, the command line, and the checks. Imports no torch, so help and errors come at once.
+"""Settings: reads and checks the files in props/ and the command line. Imports no torch, so --help and errors are fast.
 
-A line of a YAML file in props/ is the only home of a setting:
+A setting is declared by one line of a YAML file in props/:
 
     key: default  # (kind, unit; range) meaning [source]
 
-The kind is bool, int, float, str, list of int, list of str or dict. The range is `1 or more`, `above 0`, `from 0 to 1`
-or `from 0 to below 1`; for a str, the allowed words. A file that is read later may give the key another default; its
-comment then replaces the meaning. The YAML files of RecBole and of models of one's own are read in the same way.
+The kind is bool, int, float, str, list of int, list of str or dict. The range of a number is `1 or more`, `above 0`,
+`from 0 to 1` or `from 0 to below 1`. The range of a str lists the allowed words. A file that is read later may give the
+key another default. If its line has a comment without a kind, the comment replaces the meaning only. The YAML files of
+RecBole and of models of one's own are read in the same way.
 """
 
 import dataclasses
@@ -23,14 +24,14 @@ from baselines import recbole_file
 from common.errors import UserError, did_you_mean
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-COMMAND_PROPS = {  # which files of props/ each command reads; later ones win
+COMMAND_PROPS = {  # the files of props/ that each command reads. A later file overrides an earlier one
     "pretrain": ("overall.yaml", "UniSRec.yaml", "pretrain.yaml"),
     "finetune": ("overall.yaml", "UniSRec.yaml", "finetune.yaml"),
     "baseline": ("overall.yaml",),
 }
-STAGE_PROPS = {"inductive_ft": "inductive_ft.yaml"}  # defaults of a stage of fine-tuning, on top of those
+STAGE_PROPS = {"inductive_ft": "inductive_ft.yaml"}  # further defaults of a stage of fine-tuning
 SHORT = {"-d": "dataset", "-m": "model", "-p": "pretrained", "-f": "fix_enc"}  # the same in every command
-# keys that RecBole reads but whose defaults stand in none of its YAML files
+# keys that RecBole reads, but that have no default in its YAML files
 _RECBOLE_EXTRAS = {"reg_weight", "loss_type"}
 _RECBOLE_FILES = ("overall.yaml", "dataset/sample.yaml", "quick_start_config/sequential.yaml")
 
@@ -38,7 +39,7 @@ _KINDS = {
     "bool": "true or false",
     "int": "a whole number",
     "float": "a number",
-    "str": "a word",
+    "str": "a string",
     "list": "a list [a, b]",
     "list of int": "a list [a, b]",
     "list of str": "a list [a, b]",
@@ -56,7 +57,7 @@ _DECLARATION = re.compile(r"\((?P<kind>[a-z ]+)(?:, (?P<unit>[^;)]*))?(?:; (?P<r
 
 
 class Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number and 2024-01-01 as a word, since dates occur in paths."""
+    """A safe YAML loader that reads 1e-3 as a number, and 2024-01-01 as a string, because dates occur in paths."""
 
 
 Loader.yaml_implicit_resolvers = {
@@ -83,16 +84,17 @@ def read_yaml(path: str) -> dict:
         what = "no such file" if isinstance(failure, FileNotFoundError) else f"cannot be read ({failure.strerror})"
         raise UserError(f"{path}: {what}; --config_files takes YAML files, for example props/finetune.yaml") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())}); expected `key: value` lines") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: is not valid YAML ({reason}); expected `key: value` lines") from None
     if not isinstance(content or {}, dict):
         raise UserError(f"{path}: holds {type(content).__name__}, expected `key: value` lines")
     for key in content or {}:
         if not isinstance(key, str):
-            raise UserError(f"{path}: key {key!r} is no word, expected `key: value` lines")
+            raise UserError(f"{path}: key {key!r} is not a string, expected `key: value` lines")
     return content or {}
 
 
-# -- what is known of a setting -------------------------------------------------------------------------------------
+# -- declarations ---------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +102,8 @@ class Setting:
     """A setting as its line in a YAML file declares it.
 
     Attributes:
-        kind: a key of `_KINDS`; empty if nothing is known, then any value is allowed.
-        text: the default as written.
+        kind: a key of `_KINDS`. If it is empty, the kind is unknown and any value is allowed.
+        text: the default as it is written in the file.
         declared: whether the comment has the form `(kind, unit; range) meaning`.
     """
 
@@ -115,13 +117,17 @@ class Setting:
     declared: bool = False
 
     def check(self, value: Any, where: str) -> Any:
-        """Check a value's kind and range. Returns the value: numbers that stand for words as str, words as declared.
+        """Check the kind and the range of a value.
 
         Args:
+            value: the value.
             where: the option, or the file and the key, for the message.
 
+        Returns:
+            The value. For the kind str, a number becomes a str, and a word gets the upper and lower case of the range.
+
         Raises:
-            UserError: a value of another kind, or one outside the range.
+            UserError: the value is of another kind, or outside the range.
         """
         if not self.kind or value is None and (self.default is None or self.kind in ("list", "dict")):
             return value
@@ -139,7 +145,7 @@ class Setting:
         raise UserError(f"{where}: found {value!r}, expected {self.expected()}{hint}")
 
     def choices(self) -> list[str]:
-        """The words that a str may be; empty if it may be any."""
+        """The allowed words of a str. Empty if any str is allowed."""
         words = self.range.removeprefix("one of ")
         return re.split(", | or ", words) if self.kind == "str" and words else []
 
@@ -169,7 +175,7 @@ class Setting:
 
 
 def _is_of_kind(value, kind):
-    """Whether a value has a kind: whole numbers pass for numbers and words, single values for lists."""
+    """Whether a value has a kind. A whole number is also a float and a str, and a single value is also a list."""
     if kind.startswith("list"):
         return type(value) in (list, str, int)
     if isinstance(value, bool):
@@ -183,7 +189,7 @@ def as_list(value: object) -> list:
 
 
 def read_settings(path: str) -> dict[str, Setting]:
-    """The settings that a YAML file gives defaults to, with what their comments declare."""
+    """The settings of a YAML file: their defaults, and what their comments declare."""
     defaults = read_yaml(path)
     with open(path, encoding="utf-8") as file:
         lines = {match["key"]: match for match in map(_LINE.match, file) if match}
@@ -201,14 +207,14 @@ def _declared(key, default, line):
         return setting
     kind = match["kind"] if match["kind"] in _KINDS else ""
     if kind and (default is None or _is_of_kind(default, kind)):
-        setting = dataclasses.replace(setting, kind=kind)  # otherwise the default tells more than the comment
+        setting = dataclasses.replace(setting, kind=kind)  # else the kind of the default counts
     return dataclasses.replace(
         setting, unit=match["unit"] or "", range=match["range"] or "", meaning=match["meaning"], declared=True
     )
 
 
 def read_chain(files: list[str]) -> list[tuple[str, dict[str, Setting]]]:
-    """Read YAML files one after another: (path, its settings). What a file leaves out, those before it say."""
+    """Read YAML files one after another: (path, its settings). Missing declarations are taken from earlier files."""
     chain: list[tuple[str, dict[str, Setting]]] = []
     known: dict[str, Setting] = {}
     for path in files:
@@ -231,11 +237,13 @@ def props_file(name: str) -> str:
 
 
 def command_files(command: str, stage: str | None = None, recbole=(), own=()) -> list[str]:
-    """The YAML files that give a run its defaults, on top of those that RecBole reads for every model; later ones win.
+    """The YAML files with the defaults of a run, without those that RecBole reads for every model.
+
+    A later file overrides an earlier one.
 
     Args:
         command: a key of `COMMAND_PROPS`.
-        stage: of fine-tuning; may have a file of its own.
+        stage: the stage of fine-tuning, which may have its own file.
         recbole: RecBole's YAML files of the model.
         own: the YAML files of a model of one's own.
     """
@@ -254,10 +262,10 @@ class Settled:
     """The settings of a run, checked.
 
     Attributes:
-        files: the YAML files of the defaults, later ones win.
+        files: the YAML files with the defaults. A later file overrides an earlier one.
         settings: every known key.
-        given: key -> value that the user gave, by option or in a YAML file.
-        where: key -> which option or file gave it, for messages.
+        given: key -> value that the user set, by an option or in a YAML file.
+        where: key -> the option or file that set it, for messages.
     """
 
     files: list[str]
@@ -271,14 +279,14 @@ class Settled:
 
 
 def settle(command: str, options: dict, recbole=(), own=()) -> Settled:
-    """Find and check the settings of a run.
+    """Collect and check the settings of a run.
 
     Args:
         command, recbole, own: see `command_files`.
         options: from `parse_command_line`, without `model` and `dataset`; `config_files` may name more YAML files.
 
     Raises:
-        UserError: an unknown key, a value of another kind or outside its range.
+        UserError: an unknown key, or a value of another kind or outside its range.
     """
     user_files = _user_files(options)
     options = {key: value for key, value in options.items() if key != "config_files"}
@@ -308,7 +316,7 @@ def _last(sources, key):
 
 
 def _with_range(setting, ranges):
-    """RecBole's YAML files declare no ranges: a key has that of its namesake in props/, a size is 1 or more."""
+    """Add a range to a setting of RecBole: that of the same key in props/. The range of a size is `1 or more`."""
     namesake = ranges.get(setting.key)
     if setting.range or not setting.kind:
         return setting
@@ -319,17 +327,22 @@ def _with_range(setting, ranges):
 
 
 def _ranges_of_props():
-    """The settings with ranges of all files, by key; a range of a single word concerns the model of its file alone."""
-    every = (read_settings(props_file(name)) for name in dict.fromkeys(sum(COMMAND_PROPS.values(), ())))
-    found = (setting for settings in every for setting in settings.values())
+    """The settings in props/ that have a range, by key. A range of one word is left out: it is for UniSRec only."""
+    found = _settings_of_props()
     return {setting.key: setting for setting in found if setting.range and len(setting.choices()) != 1}
 
 
+def _settings_of_props():
+    """The settings of all files of props/ that any command reads, as each file declares them."""
+    names = dict.fromkeys(sum(COMMAND_PROPS.values(), ()))
+    return [setting for name in names for setting in read_settings(props_file(name)).values()]
+
+
 def check_window(given, settings):
-    """`predictions_per_row`, where the user gave it, must not exceed the window.
+    """Check that `predictions_per_row`, if the user set it, is at most MAX_ITEM_LIST_LENGTH.
 
     Raises:
-        UserError: it does.
+        UserError: it is larger.
     """
     longest = settings["MAX_ITEM_LIST_LENGTH"]
     if "predictions_per_row" in given and settings["predictions_per_row"] > longest:
@@ -345,14 +358,15 @@ def check_window(given, settings):
 def parse_command_line(argv: list[str], help_for: Callable[[list[str]], str]) -> dict:
     """Split a command line into keys and values.
 
-    `--key=value` and `--key value` both work, and so do the short names of `SHORT`; values are read as YAML.
+    `--key=value` and `--key value` both work, and so do the short names of `SHORT`. Values are read as YAML. `--key`
+    without a value sets a bool of props/ to true.
 
     Args:
-        argv: without the program's name.
-        help_for: makes the text that is printed for -h and --help, from `argv`.
+        argv: the arguments, without the name of the program.
+        help_for: a function of `argv` that returns the text for -h and --help.
 
     Raises:
-        UserError: a word that is no option, an option without value or given twice with different values.
+        UserError: a word is not an option, an option has no value, or an option has two different values.
     """
     if "-h" in argv or "--help" in argv:
         print(help_for(argv))
@@ -370,11 +384,14 @@ def parse_command_line(argv: list[str], help_for: Callable[[list[str]], str]) ->
             raise UserError(
                 f"unexpected word {word!r}; options are written --key=value or --key value (--help lists them)"
             )
-        if not equals:
-            if not words or (words[0].startswith("-") and not _is_number(words[0])):
-                raise UserError(f"option {name} has no value; write {name} VALUE")
-            text = words.pop(0)
-        value = _yaml_value(name, text)
+        if equals:
+            value = _yaml_value(name, text)
+        elif words and (not words[0].startswith("-") or _is_number(words[0])):
+            value = _yaml_value(name, words.pop(0))
+        elif any(setting.kind == "bool" and name == f"--{setting.key}" for setting in _settings_of_props()):
+            value = True
+        else:
+            raise UserError(f"option {name} has no value; write {name} VALUE")
         if key in options and options[key] != value:
             raise UserError(f"option --{key} is given twice, as {options[key]!r} and {value!r}; keep one")
         options[key] = value
@@ -393,17 +410,19 @@ def _yaml_value(name, text):
     try:
         return yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, ValueError):
-        raise UserError(f"option {name}: {text!r} is no YAML value; put it in quotes") from None
+        raise UserError(f"option {name}: {text!r} is not a YAML value; put it in quotes") from None
 
 
 def take_option(options: dict, key: str, default: str) -> str:
-    """Take a key that a command needs before the rest: from the options, else the user's YAML files, else `default`.
+    """Take the value of a key that a command needs first: from the options, the user's YAML files, or `default`.
 
     Args:
-        options: from `parse_command_line`; loses the key.
+        options: from `parse_command_line`. The key is removed.
+        key: `dataset` or `model`.
+        default: the value if the key is in neither.
 
     Raises:
-        UserError: the value is no word.
+        UserError: the value is not a name.
     """
     in_files = {name: value for _, settings in _user_files(options) for name, value in settings.items()}
     value = options.pop(key, in_files.get(key, default))
@@ -424,10 +443,14 @@ def _user_files(options):
 # -- help -----------------------------------------------------------------------------------------------------------
 
 
-def help_text(usage: str, command: str, recbole=()) -> str:
-    """A command's help: its usage, and each setting with default and meaning, grouped by file."""
+def help_text(usage: str, command: str, recbole=(), own=()) -> str:
+    """The help of a command: its usage, and each setting with its default and meaning, grouped by file.
+
+    Args:
+        command, recbole, own: see `command_files`.
+    """
     base = [*map(recbole_file, _RECBOLE_FILES)]
-    files = command_files(command, recbole=recbole)
+    files = command_files(command, recbole=recbole, own=own)
     files += [props_file(name) for name in STAGE_PROPS.values() if command == "finetune"]
     chain = read_chain([*base, *files])
     parts = [usage.strip()]
@@ -440,7 +463,7 @@ def help_text(usage: str, command: str, recbole=()) -> str:
         parts.append(_section(title, settings))
     ours = {key for _, settings in chain[len(base) :] for key in settings}
     further = sorted({key for _, settings in chain[: len(base)] for key in settings} - ours)
-    parts.append(textwrap.fill(f"Further keys of RecBole's: {', '.join(further)}", 110, subsequent_indent="  "))
+    parts.append(textwrap.fill(f"Further keys of RecBole: {', '.join(further)}", 110, subsequent_indent="  "))
     return "\n\n".join(parts)
 
 

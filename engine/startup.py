@@ -1,15 +1,15 @@
-"""Imports that are put off because each takes more than a second of every start.
+"""Deferred imports. Each of them would take more than a second at every start.
 
-Two libraries are imported on the way to the first training step, and training uses neither:
+Before the first training step, torch and RecBole import two libraries that training does not use:
 
 | library | imported by | needed for | CPU time saved | memory saved |
 |---|---|---|---|---|
-| torch's compiler (`torch._dynamo`) | the first call of an optimiser's method | `torch.compile` | 2.1 s | 68 MB |
-| scikit-learn | RecBole's metrics | three metrics that are no ranking metrics | 1.7 s | 68 MB |
+| torch's compiler (`torch._dynamo`) | the first call of an optimizer's method | `torch.compile` | 2.1 s | 68 MB |
+| scikit-learn | RecBole's metrics | three metrics that are not ranking metrics | 1.7 s | 68 MB |
 
-Both were measured up to the first step of `finetune.py`, which takes 3.2 s and 293 MB: CPU seconds of the process, the
-least of eight runs, and its peak memory. Torch 2.13, scikit-learn 1.9, one core of an AMD EPYC, 2026-11-24. A new
-trick belongs here if it saves a second or more, with its figure.
+The figures are CPU seconds and peak memory of the process up to the first step of `finetune.py`, the lowest of eight
+runs. With both imports deferred, the process takes 3.2 s and 293 MB. Torch 2.13, scikit-learn 1.9, one core of an AMD
+EPYC, 2026-11-24. Add a further deferred import only if it saves a second or more, and add its figures to the table.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ import torch
 
 
 def without_compiler(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """Derive an optimiser that does the same and does not import torch's compiler.
+    """Derive an optimizer that does the same and does not import torch's compiler.
 
-    Torch wraps the optimisers' methods in functions that import the compiler at the first call, so that it leaves the
-    methods alone. The derived class has the methods without that wrapper. Do not use it with `torch.compile`.
+    Torch wraps methods of its optimizers, so that the compiler does not compile them. The wrapper imports the compiler
+    at the first call. The derived class has the methods without the wrapper. Do not use it with `torch.compile`.
     """
     names = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
     methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
-    methods["step"] = torch.no_grad()(methods["step"])  # unwrapping has taken this away too
+    methods["step"] = torch.no_grad()(methods["step"])  # unwrapping has also removed this decorator
     return type(optimizer.__name__, (optimizer,), methods)
 
 
@@ -47,8 +47,8 @@ class _OnDemand(types.ModuleType):
 def sklearn_on_demand() -> Iterator[None]:
     """Functions imported from `sklearn.metrics` within the block import scikit-learn when they are called.
 
-    Where scikit-learn is imported already, the block changes nothing. After the block `import sklearn` imports the
-    real package.
+    If scikit-learn is already imported, the block changes nothing. After the block, `import sklearn` imports the real
+    package.
     """
     if "sklearn" in sys.modules:
         yield

@@ -24,25 +24,25 @@ from engine.checkpoint import changed_settings, save_checkpoint
 from engine.optimizer import group_settings, make_optimizer
 from engine.runs import Run, check_files
 
-# the settings that decide in which order an epoch visits the data; a training that was stopped within an epoch can only
-# be continued in the same order
+# The settings that determine the order of the data in an epoch. A training that was stopped within an epoch can only be
+# continued in the same order.
 _ORDER = {"dataset", "seed", "train_batch_size", "predictions_per_row", "MAX_ITEM_LIST_LENGTH"}
-_STOPPED = "{epoch}-stopped"  # stands for the epoch in the name of a checkpoint of the middle of the next one
+_STOPPED = "{epoch}-stopped"  # replaces the epoch in the name of a checkpoint that was saved within the next epoch
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far a training has come. Its checkpoints store it.
+    """The progress of a training. Its checkpoints store it.
 
     Attributes:
-        epoch: complete epochs.
-        batch: complete batches of the next epoch, above 0 if the training was stopped within it.
+        epoch: number of completed epochs.
+        batch: number of completed batches of the next epoch; above 0 if the training was stopped within it.
         best_epoch: the epoch with the best score on valid so far, None before the first evaluation.
         best_score: the score of that epoch, larger is better.
         best_metrics: all metrics of that epoch.
-        waited: evaluations since the best one.
-        predictions: training predictions so far, of all processes.
+        waited: number of evaluations since the best one.
+        predictions: number of training predictions so far, in all processes.
         train_seconds, valid_seconds: time spent so far.
     """
 
@@ -61,16 +61,16 @@ class Trainer:
     """Trains a model, saves checkpoints, and stops early if validation no longer improves.
 
     Args:
-        config: the settings. Read are `epochs`, `learner`, `learning_rate`, `weight_decay`, `clip_grad_norm`,
-            `enable_amp`, `accumulate`, and for validation `valid_metric`, `eval_step`, `stopping_step`.
-        model: has RecBole's `calculate_loss(batch)`.
-        path: the checkpoint file. `{epoch}` in it stands for the epoch: every checkpoint is kept, and a training can be
-            continued from it.
-        item_tokens: the raw id of each row of the id embedding, stored with models that have one.
-        run: the run's identity, stored in the checkpoints.
+        config: the settings. `epochs`, `learner`, `learning_rate`, `weight_decay`, `clip_grad_norm`, `enable_amp` and
+            `accumulate` are read, and for validation `valid_metric`, `eval_step` and `stopping_step`.
+        model: a module with RecBole's `calculate_loss(batch)`.
+        path: the checkpoint file. If the path contains `{epoch}`, every checkpoint is kept, and a training can be
+            continued from each of them.
+        item_tokens: the raw id of each row of the id embedding, stored in the checkpoints.
+        run: the identity of the run, stored in the checkpoints.
 
     Raises:
-        UserError: a setting does not fit the model or the optimiser.
+        UserError: a setting does not fit the model or the optimizer.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class Trainer:
         if world_size() > 1:
             _use_dense_gradients(model)
         self.optimizer: Any = make_optimizer(config, model)  # a CombinedOptimizer is never saved
-        # over several processes the wrapped module computes the loss, so its backward pass averages the gradients
+        # with several processes, the wrapped module computes the loss: its backward pass averages the gradients
         self.loss_of = _Loss(model) if world_size() == 1 else _distributed(_Loss(model))
-        self.tensorboard = None  # the writer, while `fit` runs in the main process
+        self.tensorboard = None  # the writer while `fit` runs, in the main process only
         self.preemption = Preemption()
         _check_clipping(config["clip_grad_norm"])
         if config["accumulate"] > 1 and not hasattr(model, "represent"):
-            raise UserError(f"option --accumulate: {config['model']} computes each batch as a whole; expected 1")
+            raise UserError(f"option --accumulate: {config['model']} cannot compute a batch in parts; expected 1")
 
     def fit(
         self,
@@ -107,14 +107,14 @@ class Trainer:
         Args:
             batches: an iterable over the batches of an epoch. A batch has `to(device)` and a length. If the iterable
                 has `set_epoch`, it is called before each epoch.
-            validate: computes the metrics on valid, called every `eval_step` epochs and after the last. The weights of
-                the best epoch are saved, and the model has them in the end.
-            save_step: without `validate`, a checkpoint is saved every `save_step` epochs and after the last.
+            validate: a function that computes the metrics on valid. It is called every `eval_step` epochs and after the
+                last epoch. The weights of the best epoch are saved, and loaded into the model at the end.
+            save_step: without `validate`, a checkpoint is saved every `save_step` epochs and after the last epoch.
 
         Raises:
             UserError: the training would replace a checkpoint of another run, a file cannot be written, or the loss is
                 not finite.
-            SystemExit: with code `PREEMPTED` after SIGTERM in any process. Without `validate` a checkpoint has been
+            SystemExit: any process received SIGTERM. The code is `PREEMPTED`. Without `validate`, a checkpoint was
                 saved from which the training can be continued.
         """
         if self.run and validate is None and is_main():
@@ -146,7 +146,7 @@ class Trainer:
                     break
 
     def _load_best(self):
-        """Load the weights of the best epoch. The main process reads its file, the others get them from it."""
+        """Load the weights of the best epoch. The main process reads the file and sends the weights to the others."""
         if is_main():
             best = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
             self.model.load_state_dict(best["state_dict"])
@@ -187,26 +187,26 @@ class Trainer:
         return loss
 
     def _save_and_exit(self):
-        """Exit after SIGTERM. A training without validation first saves a checkpoint to continue from."""
+        """Exit after SIGTERM. A training without validation first saves a checkpoint from which it can be continued."""
         where = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch}"
         if "{epoch}" not in self.path:
             best = f"the best epoch so far is in {self.path}" if self.progress.best_epoch else "nothing is saved yet"
-            logger.info("told to stop in %s; %s", where, best)
+            logger.info("stopped by SIGTERM in %s; %s", where, best)
             raise SystemExit(PREEMPTED)
         path = self._epoch_path(_STOPPED.format(epoch=self.progress.epoch))
         self.save(path)
-        gather_objects(None)  # if one process exits first, the others are killed: wait until the file is saved
-        logger.info("told to stop in %s; go on with --resume=%s", where, path)
+        gather_objects(None)  # if one process exits first, the others are killed. Wait until the file is saved
+        logger.info("stopped by SIGTERM in %s; continue with --resume=%s", where, path)
         raise SystemExit(PREEMPTED)
 
     def train_step(self, batch) -> float:
-        """Make one step of the optimiser. Returns the loss.
+        """Make one step of the optimizer. Returns the loss.
 
         Raises:
             UserError: the loss is not finite, in this process or in another.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        if self.config["accumulate"] > 1:  # even for one part: all processes must communicate in the same order
+        if self.config["accumulate"] > 1:  # also for one part: all processes must communicate in the same order
             parts = [part.to(self.device) for part in batch.split(self.config["accumulate"])]
             loss = self._backward_in_parts(batch.to(self.device), parts)
         else:
@@ -229,11 +229,12 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.config["enable_amp"]))
 
     def _backward_in_parts(self, batch, parts):
-        """Gradient caching (Gao et al., RepL4NLP 2021): the gradients of a batch's loss, one part in memory at a time.
+        """Gradient caching (Gao et al., RepL4NLP 2021): only one part of the batch has its activations in memory.
 
-        1. Represent all parts without a graph.
+        1. Compute the representations of all parts, without a graph.
         2. Compute the loss of the whole batch, and its gradients with respect to the representations.
-        3. Represent each part again, with the same dropout and noise, and propagate its share of these gradients.
+        3. Compute the representations of each part again, with the same dropout and noise. Propagate the gradients of
+           step 2 through them.
 
         Returns:
             The loss, float [].
@@ -273,7 +274,7 @@ class Trainer:
             torch.cuda.set_rng_state(states["cuda"], self.device)
 
     def _is_best(self, epoch, metrics):
-        """Record an evaluation. Returns whether its score, unrounded, is strictly better than all before."""
+        """Record an evaluation. Returns whether its unrounded score is better than all previous scores."""
         score = metrics[self.config["valid_metric"].lower()]
         score = score if self.config["valid_metric_bigger"] else -score
         self._report(epoch, metrics, "valid")
@@ -305,7 +306,7 @@ class Trainer:
         return epoch == self.config["epochs"] or bool(save_step) and epoch % save_step == 0
 
     def _files_to_replace(self, save_step):
-        """The existing checkpoints that a training without validation may replace from here on. Set of str."""
+        """The existing checkpoints that the rest of a training without validation may replace. Set of str."""
         done, last = self.progress.epoch, self.config["epochs"]
         names: set[int | str] = {epoch for epoch in range(done + 1, last + 1) if self._saves_after(epoch, save_step)}
         names |= {_STOPPED.format(epoch=epoch) for epoch in range(done, last)}
@@ -314,10 +315,11 @@ class Trainer:
         )
 
     def save(self, path: str, optimizer: bool = True) -> None:
-        """Write a checkpoint. All processes call this, the main one writes.
+        """Write a checkpoint. All processes call this, the main process writes.
 
         Args:
-            optimizer: also store the optimiser and the random generators, so that the training can be continued.
+            path: the file.
+            optimizer: also store the optimizer and the random generators, so that the training can be continued.
         """
         more: dict[str, Any] = {"progress": dataclasses.asdict(self.progress)}
         if self.run:
@@ -330,28 +332,29 @@ class Trainer:
         logger.info("saved %s", path)
 
     def resume(self, checkpoint: Mapping, path: str) -> None:
-        """Continue the training of a checkpoint, bit for bit as if it had not been interrupted.
+        """Continue the training of a checkpoint. The result is the same, bit for bit, as without interruption.
 
         Args:
-            checkpoint: from `read_checkpoint`. The model has its weights already.
-            path: its file, for messages.
+            checkpoint: from `read_checkpoint`. Its weights have already been loaded into the model.
+            path: the file of the checkpoint, for messages.
 
         Raises:
-            UserError: the checkpoint stores no optimiser, or the state of another one, it was saved within an epoch
-                that would now visit the data in another order, or its training is complete.
+            UserError: the checkpoint has no optimizer state, or that of another optimizer; or it was saved within an
+                epoch, and the order of the data would be another one now; or its training is complete.
         """
         if not {"optimizer", "generators", "progress"} <= checkpoint.keys():
             raise UserError(f"{path}: cannot be resumed, it holds weights only; expected one that pretrain.py saved")
         progress, changed = Progress(**checkpoint["progress"]), changed_settings(checkpoint, self.config)
         if "learner" in changed:
             then, now = changed["learner"]
-            raise UserError(f"{path}: was trained with {then}, not {now}; give --learner={then}")
+            raise UserError(f"{path}: was trained with {then}, not {now}; set --learner={then}")
         for key in sorted(changed.keys() & _ORDER) if progress.batch else ():
             then, now = changed[key]
-            raise UserError(f"{path}: was stopped within an epoch, with {key} {then}, not {now}; give --{key}={then}")
+            raise UserError(f"{path}: was stopped within an epoch, with {key} {then}, not {now}; set --{key}={then}")
         if checkpoint["epoch"] >= self.config["epochs"]:
             raise UserError(
-                f"{path}: has {checkpoint['epoch']} epochs behind it, --epochs is {self.config['epochs']}; give more"
+                f"{path}: has completed {checkpoint['epoch']} epochs, but --epochs is {self.config['epochs']}; "
+                "set a larger --epochs"
             )
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         for group in self.optimizer.param_groups:
@@ -364,15 +367,15 @@ class Trainer:
         if len(generators) == world_size():
             self._set_generators(generators[rank()])
         else:
-            logger.info("saved by %s processes, now %s: the noise differs", len(generators), world_size())
+            logger.info("saved by %s processes, now %s: dropout and noise differ", len(generators), world_size())
         within = f" and {self.progress.batch} batches" if self.progress.batch else ""
-        logger.info("going on after epoch %d%s", self.progress.epoch, within)
+        logger.info("continuing after epoch %d%s", self.progress.epoch, within)
 
 
 def _mean_loss(steps):
-    """The mean loss over an epoch's predictions, and their number.
+    """The mean loss over the predictions of an epoch, and their number.
 
-    The loss of a step is the mean of the processes' losses, whatever share of the batch each of them had.
+    The loss of a step is the mean of the losses of all processes. It is not weighted by their numbers of predictions.
 
     Args:
         steps (list of list of (float, int)): for each process, the loss and the number of predictions of each step.
@@ -385,10 +388,10 @@ def _mean_loss(steps):
 
 
 class _Loss(torch.nn.Module):
-    """Computes the model's loss as a forward pass, which DistributedDataParallel needs.
+    """Computes the loss of a model in a forward pass, as DistributedDataParallel requires.
 
-    Given gradients of the batch's representations, the forward pass computes a number with just these gradients, so
-    that `backward` continues from them (see `Trainer._backward_in_parts`).
+    If `gradients` of the representations of the batch are given, the forward pass returns a number that has these
+    gradients. Its backward pass propagates them through the model (see `Trainer._backward_in_parts`).
     """
 
     def __init__(self, model):
@@ -405,15 +408,15 @@ class _Loss(torch.nn.Module):
 
 def _distributed(loss):
     """Wrap the loss so that its backward pass averages the gradients over all processes."""
-    # The text features, the only buffers, are the same in all processes and memory-mapped. DistributedDataParallel
-    # would broadcast them, and each process would hold a copy.
+    # The only buffers are the text features. They are memory-mapped, and the same in all processes.
+    # DistributedDataParallel would broadcast them, and each process would hold a copy.
     buffers = [name for name, _ in loss.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, buffers)
     return DistributedDataParallel(loss, gradient_as_bucket_view=True)
 
 
 def _use_dense_gradients(model):
-    """Let all embeddings have dense gradients: NCCL cannot reduce sparse ones."""
+    """Give all embeddings dense gradients, because NCCL cannot reduce sparse ones."""
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):
             module.sparse = False

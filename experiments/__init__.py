@@ -1,1 +1,1 @@
-"""Scripts that compare runs."""
+"""Scripts that compare the results of runs."""

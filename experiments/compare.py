@@ -1,11 +1,11 @@
-"""Compare models user by user: two or more ranks files in, differences, intervals and p-values out.
+"""Compare models user by user: read two or more ranks files, print differences, intervals and p-values.
 
     python finetune.py -d Scientific --ranks_file text.parquet --train_stage=inductive_ft
     python run_baseline.py -m SASRec -d Scientific --ranks_file sasrec.parquet
     python experiments/compare.py sasrec.parquet text.parquet --metrics recall@10,ndcg@10
 
-Each file is compared with the first one, on the same users and targets. The p-value is of the paired t-test. The
-interval holds 95% of the mean differences of 10,000 paired bootstrap samples of the users, drawn with a fixed seed.
+Each file is compared with the first one, on the same users and targets. The p-value is that of a paired t-test. The
+interval contains 95% of the mean differences in 10,000 paired bootstrap samples of the users, drawn with a fixed seed.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import numpy as np
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, PROJECT)  # so that the script finds `common`, from whatever folder it is started
+sys.path.insert(0, PROJECT)  # so that the script finds `common` from any working folder
 
 from common.errors import UserError, did_you_mean, run_command  # noqa: E402
 from common.files import check_can_write, write_json  # noqa: E402
@@ -25,11 +25,11 @@ from engine.ranks_file import read_ranks  # noqa: E402
 
 SAMPLES = 10_000
 SEED = 2020
-_DRAWS = 1 << 22  # numbers drawn at a time
+_DRAWS = 1 << 22  # numbers of a block of draws
 
 
 def main(argv: list[str]) -> None:
-    """Run the command."""
+    """Run the command. It is described at the top of the file."""
     options = _parser().parse_args(argv)
     if len(set(options.files)) < max(2, len(options.files)):
         raise UserError(f"found {' '.join(options.files)}, expected two or more different ranks files")
@@ -45,10 +45,10 @@ def main(argv: list[str]) -> None:
 
 
 def parse_metric(text: str) -> tuple[str, int]:
-    """`recall@10` as ("recall", 10).
+    """Parse a metric, such as `recall@10` -> ("recall", 10).
 
     Raises:
-        UserError: an unknown metric, or no whole number above 0 after the @.
+        UserError: the metric is unknown, or no whole number above 0 follows the @.
     """
     name, _, k = text.strip().lower().partition("@")
     if name not in METRICS or not k.isdecimal() or int(k) < 1:
@@ -60,13 +60,13 @@ def parse_metric(text: str) -> tuple[str, int]:
 
 
 def check_same_rows(tables: dict[str, RankTable]) -> None:
-    """All files must hold the same users with the same targets, ranked among as many candidates.
+    """Check that all files have the same users with the same targets, and the same number of candidates.
 
     Args:
         tables: path -> table, sorted by user and target.
 
     Raises:
-        UserError: a user of one file is missing in another or has another target there, or the candidates differ.
+        UserError: the users, their targets or the numbers of candidates differ.
     """
     (first, reference), *rest = tables.items()
     if len(reference) < 2:
@@ -96,8 +96,8 @@ def compare(tables: dict[str, RankTable], metrics: list[tuple[str, int]]) -> dic
         metrics: names of `METRICS` and k.
 
     Returns:
-        dict: `users`, `samples`, `seed`, and `metrics`: "recall@10" -> name -> `mean` and, for each table but the
-        first, `difference`, `low` and `high` (the 95% interval of the difference) and `p`.
+        dict: `users`, `samples`, `seed`, and `metrics`. `metrics` maps "recall@10" -> name -> a dict with `mean` and,
+        except for the first table, `difference`, `low` and `high` (the 95% interval of the difference) and `p`.
     """
     generator = np.random.default_rng(SEED)
     (first, reference), *rest = tables.items()
@@ -119,10 +119,10 @@ def compare(tables: dict[str, RankTable], metrics: list[tuple[str, int]]) -> dic
 
 
 def bootstrap_interval(differences: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
-    """The middle 95% of the means of bootstrap samples of differences, float [U].
+    """The middle 95% of the means of bootstrap samples of the differences, float [U].
 
-    Few differences are distinct, and a sample is how often each of them is drawn. So the multinomial distribution
-    draws the sample at once, and the work does not grow with the number of users.
+    A metric has few distinct values, so there are few distinct differences. The multinomial distribution draws how
+    often each of them occurs in a sample. So the work does not grow with the number of users.
     """
     values, counts = np.unique(differences, return_counts=True)
     block = max(1, _DRAWS // len(values))
@@ -135,14 +135,14 @@ def bootstrap_interval(differences: np.ndarray, generator: np.random.Generator) 
 
 
 def paired_p_value(values: np.ndarray, base: np.ndarray) -> float:
-    """The two-sided p-value of the paired t-test, float [U] each; 1 where all values are the same."""
-    from scipy.stats import ttest_rel  # takes a second, for which --help need not wait
+    """The two-sided p-value of the paired t-test of two arrays, float [U]. 1 if all values are the same."""
+    from scipy.stats import ttest_rel  # imported here: it takes a second
 
     return float(ttest_rel(values, base).pvalue) if (values != base).any() else 1.0
 
 
 def format_table(result: dict) -> list[str]:
-    """What `compare` returns as lines of an aligned table."""
+    """The lines of an aligned table of what `compare` returns."""
     names = short_names(list(next(iter(result["metrics"].values()))))
     width = max(len("model"), *map(len, names))
     lines = [f"{result['users']:,} users; differences from {names[0]}, with 95% intervals", ""]
@@ -159,7 +159,7 @@ def format_table(result: dict) -> list[str]:
 
 
 def short_names(paths: list[str]) -> list[str]:
-    """The files' names without folder and ending, or the paths as they are where two names would be the same."""
+    """The file names without folder and extension. If two of them are the same, the full paths."""
     names = [os.path.splitext(os.path.basename(path))[0] for path in paths]
     return names if len(set(names)) == len(names) else paths
 

@@ -1,1 +1,1 @@
-"""The parts that models are made of: losses, encoders, and the fast versions of both."""
+"""Parts of models: encoder, items, losses, ranking, and fast versions of plain parts."""

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 class AllPositions:
     """A mixin for RecBole's SASRec and models derived from it.
 
-    Sequences are left-aligned and attention is causal, so the state at position t of a sequence is the encoding of its
-    first t + 1 items: one pass yields the states of all prefixes. Padding stands on the right of every position that
-    is read, so the causal mask alone keeps it out.
+    Sequences are left-aligned and attention is causal. So the state at position t (from 0) encodes the first t + 1
+    items of the sequence, and one pass computes the states of all prefixes. Padding stands to the right of all items,
+    so the causal mask hides it from them.
     """
 
     ignores_padding = True  # rows may be padded to the longest history of their batch
-    position_embedding: nn.Embedding  # this and the following are SASRec's
+    position_embedding: nn.Embedding  # SASRec creates this and the following attributes
     LayerNorm: nn.LayerNorm
     dropout: nn.Dropout
     trm_encoder: Any  # RecBole's TransformerEncoder
@@ -29,11 +29,11 @@ class AllPositions:
         return self.trm_encoder(hidden, future, output_all_encoded_layers=False)[-1]
 
     def encode_scored(self, item_vectors: list[Tensor], scored: list[Tensor]) -> Tensor:
-        """The states at the positions that predict something.
+        """The states at the scored positions, those from which an item is predicted.
 
         Args:
             item_vectors: float [B, L, H] per length bucket.
-            scored: int64 [P_b] per bucket, flat positions among its B * L.
+            scored: int64 [P_b] per bucket, flat positions among the B * L positions of the bucket.
 
         Returns:
             float [P, H], bucket after bucket.
@@ -47,7 +47,7 @@ class AllPositions:
 
 
 class RowsAsBatch:
-    """RecBole's rows as a batch of sequences, each of which scores its last position only.
+    """RecBole's rows as a batch of sequences. Only the last position of each sequence is scored.
 
     Args:
         item_seq: int64 [B, L], histories, left-aligned and padded with 0.

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def distinct_ids(ids: list[Tensor]) -> Tensor:
-    """The distinct ids of several int64 tensors, ascending: int64 [U]. Padding (0) counts as item 1."""
+    """The distinct ids in several int64 tensors, ascending: int64 [U]. Padding (0) is replaced by item 1."""
     return torch.cat([part.flatten() for part in ids]).clamp(min=1).unique()
 
 
@@ -16,17 +16,18 @@ class ItemTable:
     Args:
         ids: int64 [U], ascending and distinct.
         vectors: float [U, H].
-        log_counts: float [U] or None. Where the items are a sample of the catalogue: the logarithm of how many items
-            each one stands for.
+        log_counts: float [U], if the items are a sample of the catalogue: the logarithm of the number of items that
+            each of them stands for. Else None.
     """
 
     def __init__(self, ids: Tensor, vectors: Tensor, log_counts: Tensor | None = None):
         self.ids, self.vectors, self.log_counts = ids, vectors, log_counts
 
     def rows(self, ids: Tensor) -> Tensor:
-        """The rows of items, shaped like `ids`. Padding (0) gets row 0, which no result depends on."""
+        """The row of each item, shaped like `ids`, all of which must be in the table. Padding (0) gets row 0. No result
+        depends on it."""
         return torch.searchsorted(self.ids, ids.contiguous())
 
     def __getitem__(self, ids: Tensor) -> Tensor:
-        """int64 [...] -> float [..., H]."""
+        """The representations of items: ids int64 [...] -> float [..., H]."""
         return F.embedding(self.rows(ids), self.vectors)

@@ -1,4 +1,4 @@
-"""The losses, pure functions of tensors. B queries, K keys, N candidates, H hidden size."""
+"""The losses, plain functions of tensors. B queries, K keys, N candidates, H hidden size."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def keep_local(*tensors: Tensor) -> tuple[tuple[Tensor, ...], int, int]:
-    """The gather function of a single process, which has everything already.
+    """The gather function of a single process. It returns the tensors unchanged.
 
     Returns:
-        (the tensors of all processes, the row at which this process's part starts, the number of processes)
+        (the tensors of all processes, the row at which the part of this process starts, the number of processes)
     """
     return tensors, 0, 1
 
@@ -32,9 +32,10 @@ def cross_entropy(
     Args:
         query: float [B, H].
         keys: float [K, H].
-        positives: int64 [B], the key p(i) of each query. Its n is 1.
-        weights: float [B].
-        log_counts: float [K], log n_j; None: all n are 1.
+        positives: int64 [B], the index p(i) of the positive key of each query. It counts once, whatever `log_counts`
+            says.
+        weights: float [B], w_i.
+        log_counts: float [K], log n_j. None: every n_j is 1.
         left_out: pairs of labels, int64 [B] of the queries and int64 [K] of the keys. A key that shares a label with a
             query is not a negative of that query.
 
@@ -43,10 +44,11 @@ def cross_entropy(
     """
     with torch.autocast(query.device.type, enabled=False):
         logits = query @ keys.T  # [B, K]
-        negatives = logits if log_counts is None else logits + log_counts
+        counted = logits if log_counts is None else logits + log_counts
         for query_labels, key_labels in left_out:
-            negatives = negatives.masked_fill(query_labels[:, None] == key_labels, -torch.inf)
-        logits = negatives.scatter(1, positives[:, None], logits.gather(1, positives[:, None]))
+            counted = counted.masked_fill(query_labels[:, None] == key_labels, -torch.inf)
+        # the positive keeps its own logit: it counts once and is never left out
+        logits = counted.scatter(1, positives[:, None], logits.gather(1, positives[:, None]))
         return (weights * F.cross_entropy(logits, positives, reduction="none")).sum()
 
 
@@ -63,16 +65,18 @@ def in_batch_contrastive(
 ) -> Tensor:
     """Each query against the keys of the whole batch (paper, section 2.2).
 
-    mean_i [ log sum_j exp(a_i . b_j / t) - a_i . b_i / t ] over normalised vectors. The negatives of query i are the
-    keys j with another target item and of another user.
+    mean_i [ log sum_j exp(a_i . b_j / t) - a_i . b_i / t ] over normalized vectors. The negatives of query i are the
+    keys j that have both another target item and another user. The published code keeps other pairs
+    of the same user.
 
     Args:
         query, key: float [B, H]; key i is the positive of query i.
         targets: int64 [B], the target item of each pair.
-        users: int64 [B], the user of each pair; None if every pair has a user of its own.
+        users: int64 [B], the user of each pair; None if no two pairs have the same user.
         temperature: t.
-        weights: float [B]. A pair of weight w counts as w pairs, as a query and as a negative. None: all count once.
-        gather: joins tensors over all processes, with gradients; see `keep_local`.
+        weights: float [B]. A pair of weight w counts as w pairs, both as a query and as a negative. None: every pair
+            counts once.
+        gather: concatenates tensors over all processes, with gradients; see `keep_local`.
         cross_entropy: the plain function of this module or a faster one.
 
     Returns:
@@ -112,13 +116,13 @@ def catalogue_cross_entropy(
         targets: int64 [B], the row of each query's target item in `candidates`.
         temperature: divides the cosines.
         weights: float [B], how often each query counts; None: once.
-        log_counts: float [N]. Where the candidates are a sample: the logarithm of how many items of the catalogue each
-            one stands for, see `draw_negatives`; 0 for every target.
+        log_counts: float [N], if the candidates are a sample of the catalogue: the logarithm of the number of items
+            that each of them stands for, see `draw_negatives`. It is 0 for every target. None: the whole catalogue.
         gather: as in `in_batch_contrastive`. Each process has its own queries and all candidates.
         cross_entropy: the plain function of this module or a faster one.
 
     Returns:
-        float []: as in `in_batch_contrastive`.
+        float []: the mean as in `in_batch_contrastive`.
     """
     query, candidates = F.normalize(query.float(), dim=-1), F.normalize(candidates.float(), dim=-1)
     count = torch.ones_like(query[:, 0]) if weights is None else weights.float()
@@ -128,21 +132,20 @@ def catalogue_cross_entropy(
 
 
 def draw_negatives(batch_items: Tensor, n_items: int, count: int) -> tuple[Tensor, float]:
-    """Sample negatives evenly, without replacement, from the items that are not in the batch.
+    """Sample negatives uniformly, without replacement, from the items that are not in the batch.
 
-    With each batch item counted once and each negative counted as the exponential of the second value returned, the
-    sum over the candidates of a softmax is an unbiased estimate of the sum over the whole catalogue. This is the
-    correction of sampled softmax (Jean et al., ACL 2015, section 3) for a stratum that is taken whole and a stratum
-    that is sampled evenly.
+    In the sum of a softmax, each batch item counts once, and each negative counts for the (N - U) / K items that it
+    stands for. This sum is an unbiased estimate of the sum over the whole catalogue. It is the correction of sampled
+    softmax (Jean et al., ACL 2015, section 3) for two strata: the batch items, all of which are used, and the other
+    items, which are sampled uniformly.
 
     Args:
         batch_items: int64 [U], distinct item ids from 1 on, ascending. They are never drawn.
         n_items: the size N of the catalogue.
-        count: K, how many to draw. If fewer items are left, all of them are drawn.
+        count: K, how many to draw. If fewer items are left, all of them are drawn, and K is their number.
 
     Returns:
-        (int64 [min(K, N - U)], float): the ids drawn, and log((N - U) / K), the logarithm of how many items each one
-        stands for.
+        (int64 [K], float): the ids drawn, and log((N - U) / K).
     """
     rest = n_items - len(batch_items)
     count = min(count, rest)
@@ -150,6 +153,7 @@ def draw_negatives(batch_items: Tensor, n_items: int, count: int) -> tuple[Tenso
         return batch_items[:0], 0.0
     generator = np.random.default_rng(int(torch.randint(2**62, ())))
     drawn = torch.from_numpy(generator.choice(rest, count, replace=False, shuffle=False)).to(batch_items.device)
-    # the r-th item outside the batch is preceded by all batch items that have at most r outside items before them
+    # `drawn` numbers the items outside the batch from 0. The id of number r is r + 1, plus the number of batch items
+    # before it. These are the batch items that have at most r outside items before them.
     outside_before = batch_items - 1 - torch.arange(len(batch_items), device=batch_items.device)
     return drawn + torch.searchsorted(outside_before, drawn, right=True) + 1, math.log(rest / count)

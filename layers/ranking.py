@@ -5,16 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-TIE = 1e-6  # scores that differ by less than this share are equal: float32 rounding may separate equal items
+TIE = 1e-6  # scores with a smaller relative difference count as equal: rounding may separate equal items
 _SCORES_AT_ONCE = 1 << 23  # held by `ranks_in_blocks`
 
 
 def expected_ranks(scores: Tensor, targets: Tensor) -> Tensor:
-    """The rank of each target, 1 for the best place. Of the candidates with the target's score, half precede it: the
-    rank is the expectation under random order.
+    """The rank of each target, counted from 1. Half of the other candidates with the same score as the target count as
+    better: this is the expected rank if equal scores are in random order.
 
     Args:
-        scores: float [B, N]; -inf for what is not a candidate.
+        scores: float [B, N]; -inf for an item that is not a candidate.
         targets: int64 [B], the column of each row's target.
 
     Returns:
@@ -50,9 +50,10 @@ def ranks_in_blocks(
 
 
 def _twice_preceding(scores, own, size):
-    """2 for each score above a row's own, 1 for each equal one, which the target itself is: float64 [B].
+    """2 for each score above that of the target (`own`), 1 for each equal score: float64 [B].
 
-    Scores are equal where they differ by less than `TIE` of `size`, float [B, 1]. NaN where a score or `own` is NaN.
+    Scores are equal where they differ by less than `TIE` of `size`, float [B, 1]. The target's own score is one of the
+    equal ones. The result is NaN where a score or `own` is NaN.
     """
     margin = (TIE * size).masked_fill(own.isinf(), 0.0)  # inf - inf is NaN
     points = (scores > own + margin).to(torch.int8).add_(scores >= own - margin)

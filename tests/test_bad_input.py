@@ -204,8 +204,8 @@ def test_a_plm_size_that_divides_the_file_but_contradicts_the_index(tiny, saved,
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b'{"width": ', "is no JSON file"),
-        (GARBAGE[:100], "is no JSON file"),
+        (b'{"width": ', "is not a JSON file"),
+        (GARBAGE[:100], "is not a JSON file"),
         (b"[24, 30]", "holds list, expected width and items"),
         (b'{"width": 24}', "items None, expected a whole number"),
         (b'{"width": 0, "items": 30}', "width 0, expected a whole number"),
@@ -275,7 +275,7 @@ def test_sizes_that_do_not_fit_each_other(tiny, saved, refused):
 @pytest.mark.parametrize("name", ["FDSA", "S3Rec"])
 def test_models_that_come_later(baseline, name):
     message = baseline("-m", name)
-    assert message.startswith(f"model {name}: reads text features and comes later") and "SASRec" in message
+    assert message.startswith(f"model {name}: reads text features and is not supported yet") and "SASRec" in message
 
 
 def test_the_message_about_an_unknown_model_lists_only_what_runs(baseline):
@@ -290,7 +290,7 @@ def test_the_message_about_an_unknown_model_lists_only_what_runs(baseline):
         ("SASRek", "unknown model 'SASRek'; did you mean SASRec? (models that run: BERT4Rec,"),
         ("GRU4RecF", "model GRU4RecF: needs item attributes, which these data sets do not have"),
         ("KSR", "model KSR: needs a knowledge graph"),
-        ("BPR", "model BPR: is no sequential model; choose one that is, such as SASRec"),
+        ("BPR", "model BPR: is not a sequential model; choose one that is, such as SASRec"),
         ("[a]", "option --model: found ['a'], expected a name"),
     ],
 )
@@ -378,7 +378,8 @@ def test_an_option_that_contradicts_the_checkpoint(tiny, mixture, saved, refused
     }[command]
     options = [other for other in SMALL if other.split("=")[0] != name]
     assert refused(main, *words, f"--checkpoint_dir={saved}", *options, option) == (
-        f"option {name}: {expected}, with which {path} was trained; leave it out, the checkpoint brings its own"
+        f"option {name}: {expected}, with which {path} was trained; "
+        "leave it out, its value is taken from the checkpoint"
     )
 
 
@@ -436,9 +437,7 @@ def test_a_checkpoint_with_missing_or_additional_tensors(tune, published, tmp_pa
     state["surplus.weight"] = state.pop("LayerNorm.bias")
     torch.save({**content, "state_dict": state}, tmp_path / "a.pth")
     message = tune("-p", tmp_path / "a.pth")
-    assert message.startswith(
-        f"{tmp_path}/a.pth: is of another architecture: lacks LayerNorm.bias; has too much: surplus"
-    )
+    assert message.startswith(f"{tmp_path}/a.pth: has another architecture: lacks LayerNorm.bias; unexpected: surplus")
 
 
 def test_the_prefix_that_ddp_leaves_is_no_mistake(published, tiny, tmp_path):
@@ -462,7 +461,7 @@ def test_a_checkpoint_that_cannot_be_resumed(pre, published, tmp_path):
         f"{tmp_path}/a.pth: cannot be resumed, it holds weights only; expected one that pretrain.py"
     )
     message = pre("--epochs=1", f"--resume={path}")
-    assert message == f"{path}: has 1 epochs behind it, --epochs is 1; give more"
+    assert message == f"{path}: has completed 1 epochs, but --epochs is 1; set a larger --epochs"
     assert pre("--epochs=4", f"--resume={path}", "--learner=sgd").startswith(f"{path}: was trained with adam, not sgd")
 
 

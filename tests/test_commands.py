@@ -151,7 +151,8 @@ def test_a_finetuned_checkpoint_belongs_to_its_items(data, tmp_path, refused):
     index.write_text(swapped.replace("Tiny1003\tX", "Tiny1003\t4"))
     command = ["-d", "Tiny", f"--data_path={tmp_path}/again", f"--checkpoint_dir={tmp_path}/saved", "-p", path, *SMALL]
     message = refused(finetune.main, *command, "--epochs=0")
-    assert message.startswith(f"{path}: row 4 of its id embeddings is item 'Tiny1003', in the data 'Tiny1004'")
+    expected = f"{path}: row 4 of its id embeddings is item 'Tiny1003', but in the data set it is 'Tiny1004'"
+    assert message.startswith(expected)
 
 
 @pytest.mark.parametrize("options", [[], ["--predictions_per_row=1"], ["--MAX_ITEM_LIST_LENGTH=3"]])

@@ -56,7 +56,7 @@ pytestmark = pytest.mark.slow
 
 STILL = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "adaptor_dropout_prob": 0.0}
 AUGMENT = {"item_drop_ratio": 0.3, "item_drop_coefficient": 0.5}  # views that drop items and such that drop words
-WINDOWS = 11
+SEGMENTS = 11
 # how a global batch of 11 sequences is shared out: evenly, unevenly, all but one or two, and nothing for a process
 SHARES = {
     2: {"even": (6, 5), "uneven": (3, 8), "one": (1, 10), "nothing": (0, 11)},
@@ -82,7 +82,7 @@ def no_chance():
 
 
 def open_stage(stage, folder, **options):
-    """A model without dropout, in training, and the windows of its data, with augmented views in pre-training."""
+    """A model without dropout, in training, and the segments of its data, with augmented views in pre-training."""
     name, data_path = ("Mix", "pretrain") if stage == "pretrain" else ("Tiny", "downstream")
     options = {"checkpoint_dir": folder, "learner": "sgd", "learning_rate": 1e-9, **STILL, **options}
     config = small_config(stage, name, os.path.join(folder, data_path), **options)
@@ -221,7 +221,7 @@ def computed(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("ddp"))
     write_mix(os.path.join(folder, "pretrain"))
     write_tiny(os.path.join(folder, "downstream"))
-    write_downstream(os.path.join(folder, "downstream"), users=2, items=30, window=12, longest=14)
+    write_downstream(os.path.join(folder, "downstream"), users=2, items=30, cut_length=12, longest=14)
     results = {}
     for count in SHARES:
         torch.multiprocessing.spawn(worker, (count, folder, free_port()), nprocs=count)
@@ -231,10 +231,10 @@ def computed(tmp_path_factory):
         for stage in STAGES:
             model, config, batches, _ = open_stage(stage, folder)
             trainer = Trainer(config, model, "nowhere")
-            alone[stage] = loss_and_gradients(trainer, batches.make_batch(np.arange(WINDOWS)))
+            alone[stage] = loss_and_gradients(trainer, batches.make_batch(np.arange(SEGMENTS)))
             model, config, *_ = open_stage(stage, folder, enable_amp=True)
             trainer = Trainer(config, model, "nowhere")
-            alone[stage, "bf16"] = loss_and_gradients(trainer, batches.make_batch(np.arange(WINDOWS)))
+            alone[stage, "bf16"] = loss_and_gradients(trainer, batches.make_batch(np.arange(SEGMENTS)))
     return results, alone, folder
 
 
@@ -251,7 +251,7 @@ def test_processes_agree_on_their_start_whatever_earlier_ones_left():
     first = store.get("first start")
     store.set("question 1", "asked by one that was killed")
     assert starts(store, 2, 1, 0) == [2, 2, 2] and store.get("first start") == first
-    with pytest.raises(TimeoutError, match="processes 1, 2 of 3 did not come"):
+    with pytest.raises(TimeoutError, match="processes 1, 2 of 3 did not start in time"):
         starts(store, 0, timeout=0.1)
 
 
@@ -454,7 +454,7 @@ def test_a_killed_process_takes_the_run_down_within_seconds_and_is_named(mixture
     victim = run.workers()[-1]
     os.kill(victim, signal.SIGKILL)
     code, log = run.end(30)
-    assert code == 1 and "of 2 was killed (SIGKILL), the others were stopped; go on from the last" in log
+    assert code == 1 and "of 2 was killed (SIGKILL), the others were stopped; continue from the last" in log
     assert re.search(r"error: process [01] of 2", log) and "Traceback" not in log
 
 
@@ -466,7 +466,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_as_if_undisturbed(mixture, undistu
     code, log = run.end(30)
     assert code == 75, log
     (stopped,) = glob.glob(str(tmp_path / "*-stopped.pth"))
-    assert f"go on with --resume={stopped}" in log
+    assert f"continue with --resume={stopped}" in log
     epochs = read_checkpoint(stopped)["progress"]["epoch"] + 1
     run = Running(*ddp_command(mixture, tmp_path, "--nproc=2", f"--epochs={epochs}", f"--resume={stopped}"))
     assert run.end(180)[0] == 0
@@ -485,7 +485,7 @@ def test_torchrun_restarts_from_the_last_checkpoint_and_ends_the_same(mixture, u
     *followers, writer = sorted((Running(*command) for _ in range(nodes)), key=Running.writes)
     writer.wait_for("epoch 3  train")
     os.kill((followers or [writer])[0].workers()[-1], signal.SIGKILL)
-    writer.wait_for("going on after epoch")
+    writer.wait_for("continuing after epoch")
     for run in (writer, *followers):
         code, log = run.end(180)
         assert code == 0, log
@@ -533,10 +533,10 @@ def test_a_taken_port_is_named(ddp):
         port = taken.getsockname()[1]
         assert (
             ddp("--port", port, "--nproc=2")
-            == f"option --port: {port} is taken or no port; leave it out to get a free one"
+            == f"option --port: {port} is in use or not a port; leave the option out to get a free port"
         )
     assert ddp("-p", port).startswith("unknown option --pretrained (-p): ")
-    assert ddp("--port=99999").startswith("option --port: 99999 is taken or no port")
+    assert ddp("--port=99999").startswith("option --port: 99999 is in use or not a port")
 
 
 @pytest.mark.parametrize("option", ["--nproc=0", "--nproc=-1", "--nproc=two", "--nproc=true", "--port=0", "--port=x"])

@@ -35,7 +35,7 @@ LONGEST = 12  # MAX_ITEM_LIST_LENGTH
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A data set with users longer than the window, repeated rows, and enough items for RecBole's CPR models."""
+    """A data set with cut histories, repeated rows, and enough items for RecBole's CPR models."""
     folder = tmp_path_factory.mktemp("downstream")
     write_downstream(folder, users=25, items=120, cut_length=LONGEST, longest=18, repeat=(0, 7))
     return str(folder)
@@ -72,7 +72,8 @@ def opened(name, small):
 
 def test_the_registry_knows_every_sequential_model_of_recboles():
     assert RECBOLE <= MODELS.keys() and len(RECBOLE) > 30
-    assert set(TRAINED) == RECBOLE - {"DIEN", "DIN", "FDSA", "GRU4RecF", "GRU4RecKG", "KSR", "S3Rec", "SASRecF"}
+    refused = {"DIEN", "DIN", "FDSA", "GRU4RecF", "GRU4RecKG", "KSR", "S3Rec", "SASRecF"}
+    assert set(TRAINED) & RECBOLE == RECBOLE - refused
 
 
 @pytest.mark.parametrize("model", ["SASRec", UniSRec])

@@ -1,4 +1,6 @@
-"""Faster versions of plain parts. `apply.use_fast_parts` puts them into a model, and checks them against the plain
-ones. Values and gradients are the same up to rounding. Dropout draws other random numbers than torch's, from torch's
-seed.
+"""Faster versions of plain parts. `engine.fast_parts.use_fast_parts` puts them into a model,
+and compares them with the plain parts.
+
+Values and gradients are those of the plain parts up to rounding. Fast dropout draws other random numbers than torch's
+dropout, but torch's seed determines them.
 """

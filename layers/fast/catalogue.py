@@ -1,4 +1,4 @@
-"""A large catalogue, represented in blocks. N items, H hidden size."""
+"""The representations of a large catalogue, in blocks. N items, H hidden size."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-_ITEMS_AT_ONCE = 1 << 12  # items represented together where nothing is kept for a backward pass
-_ITEMS_KEPT = 1 << 16  # a larger catalogue is represented again in the backward pass, this many items at a time
+_ITEMS_AT_ONCE = 1 << 12  # items of a block without a backward pass
+_ITEMS_KEPT = 1 << 16  # most items whose activations are kept. A larger catalogue is computed again, in such blocks
 
 
 def item_table(module: Any) -> Tensor:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_LOGITS = 1 << 22  # logits held at a time
-_FEW_ROWS = 64  # with fewer queries than this at a time, the keys are taken in blocks instead
+_LOGITS = 1 << 22  # logits of a block
+_FEW_ROWS = 64  # if a block would have fewer queries than this, the keys are split into blocks instead
 
 
 def cross_entropy(
@@ -18,7 +18,7 @@ def cross_entropy(
     log_counts: Tensor | None = None,
     left_out: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> Tensor:
-    """layers.losses.cross_entropy. The gradients are computed block by block in the forward pass."""
+    """`layers.losses.cross_entropy`, with gradients that are computed block by block in the forward pass."""
     return _CrossEntropy.apply(query, keys, positives, weights, log_counts, left_out)
 
 
@@ -72,8 +72,8 @@ def _by_queries(query, keys, positives, weights, gradients, with_gradients, log_
 
 
 def _by_keys(query, keys, positives, weights, gradients, with_gradients):
-    """The same by blocks of keys, each against all queries, for so many keys that few queries fit in a block. One
-    matrix product more, but the gradient of the keys is passed over once."""
+    """The same by blocks of keys, each against all queries. For so many keys that a block of `_by_queries` would have
+    few queries. It needs one more matrix product, but it writes the gradient of the keys only once."""
     for_query, for_keys = gradients
     columns = max(1, _LOGITS // max(1, len(query)))
     blocks = [slice(start, start + columns) for start in range(0, len(keys), columns)]

@@ -1,4 +1,4 @@
-"""Dropout on the CPU. torch's CPU generator draws one number after another; numpy's draws 16 bits at a time."""
+"""Fast dropout on the CPU. It uses 16 random bits per number, from numpy's generator instead of torch's."""
 
 import math
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 def keep_mask(shape: tuple[int, ...], probability: float, device: torch.device) -> Tensor:
-    """Which numbers survive a dropout, bool [shape].
+    """A dropout mask: True for each number that is kept, bool [shape].
 
-    On the CPU this is ten times as fast as torch.rand. numpy's generator is seeded from torch's, so torch's seed and
-    state determine the result.
+    On the CPU this is ten times as fast as torch.rand. torch's generator draws the seed for numpy's generator, so
+    torch's seed and state determine the result.
     """
     if device.type != "cpu":
         return torch.rand(shape, device=device) >= probability
@@ -22,7 +22,7 @@ def keep_mask(shape: tuple[int, ...], probability: float, device: torch.device) 
 
 
 def forward(module: nn.Dropout, x: Tensor) -> Tensor:
-    """nn.Dropout.forward, float [...] -> float [...]."""
+    """`nn.Dropout.forward`, float [...] -> float [...]."""
     if not module.training or not module.p or x.device.type != "cpu":
         return nn.Dropout.forward(module, x)
     kept = keep_mask(x.shape, module.p, x.device).numpy()

@@ -1,8 +1,8 @@
-"""AllPositions with less work. B sequences, L positions, T positions of all buckets, P predictions, H hidden size.
+"""Fast versions of `AllPositions`. B sequences, L positions, T positions of all buckets, P predictions, H hidden size.
 
-- Attention is the only part that depends on how long a sequence is. Everything else runs once for all length buckets.
-- The last layer computes its output at the scored positions only.
-- The state after the last item needs one attention query per sequence.
+- Only attention is computed bucket by bucket. Everything else runs once, over the positions of all length buckets.
+- The last layer computes its output only at the scored positions.
+- In evaluation, only the last item of each sequence has an attention query in the last layer.
 """
 
 import numpy as np
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from layers.encoder import AllPositions
 
-_ROWS_AT_ONCE = 256  # histories scored together on the CPU. Rows come sorted by length: few of them need little padding
+_ROWS_AT_ONCE = 256  # histories of a block on the CPU. Rows are sorted by length, so a small block has little padding
 
 
 def encode_scored(module: AllPositions, item_vectors: list[Tensor], scored: list[Tensor]) -> Tensor:
-    """AllPositions.encode_scored: float [B, L, H] and int64 [P_b] per bucket -> float [P, H]."""
+    """`AllPositions.encode_scored`: float [B, L, H] and int64 [P_b] per bucket -> float [P, H]."""
     shapes = [(vectors.size(0), vectors.size(1)) for vectors in item_vectors]
     starts = np.cumsum([0, *(batch * length for batch, length in shapes[:-1])]).tolist()
     flat_scored = torch.cat([part + start for part, start in zip(scored, starts, strict=True)])
@@ -29,7 +29,7 @@ def encode_scored(module: AllPositions, item_vectors: list[Tensor], scored: list
 
 
 def encode_last(module: AllPositions, item_vectors: Tensor, lengths: Tensor) -> Tensor:
-    """AllPositions.encode_last: float [B, L, H] and int64 [B] -> float [B, H]."""
+    """`AllPositions.encode_last`: float [B, L, H] and int64 [B] -> float [B, H]."""
     if torch.is_grad_enabled() or item_vectors.device.type != "cpu":
         return _encode_last(module, item_vectors, lengths)
     parts = zip(item_vectors.split(_ROWS_AT_ONCE), lengths.split(_ROWS_AT_ONCE), strict=True)
@@ -61,7 +61,7 @@ def _attend(
         attention: RecBole's layer.
         hidden: float [T, H], bucket after bucket.
         shapes: (B, L) of each bucket.
-        wanted: int64 [P], positions whose output is needed; None: all.
+        wanted: int64 [P], the positions whose output is needed; None: all.
 
     Returns:
         float [T or P, H]
@@ -93,10 +93,10 @@ def _context(attention, query, key, value):
 
 
 def _attend_last(attention: MultiHeadAttention, hidden: Tensor, lengths: Tensor) -> Tensor:
-    """Self-attention of the last item of each sequence, with residual and LayerNorm.
+    """Self-attention with one query per sequence, that of its last item, with residual and LayerNorm.
 
-    With one query per sequence, the keys and values of all positions need not be computed:
-    q . (W_k h + b_k) = (W_k^T q) . h + a constant, and a mean of W_v h + b_v is W_v applied to the mean of h.
+    With one query q, the keys and values of the positions need not be computed. q . (W_k h + b_k) is (W_k^T q) . h + a
+    constant, so the scores follow from h. A weighted mean of W_v h + b_v is W_v times the weighted mean of h, plus b_v.
 
     Args:
         attention: RecBole's layer.

@@ -1,7 +1,8 @@
 """The gated experts of PWLayer with a hand-written backward pass. U items, D text width, H hidden size, E experts.
 
-The gates are applied to one expert's output at a time. The plain version holds several float arrays [E, U, D] for the
-backward pass; this one holds the dropout mask only, one byte per number, and saves one matrix product.
+The experts are computed one after the other. For the backward pass, the plain version keeps several float arrays
+[E, U, D]. This version keeps only the dropout mask of this size, with one byte per number. It also needs one matrix
+product less.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from layers.fast.dropout import keep_mask
 
 
 def forward(module: Any, x: Tensor, gates: Tensor) -> Tensor:
-    """PWLayer.forward: sum_e g_e W_e (dropout(x) - b_e), x [U, D] and gates [U, E] -> [U, H]."""
+    """`PWLayer.forward`: sum_e g_e W_e (dropout(x) - b_e), x [U, D] and gates [U, E] -> [U, H]."""
     kept, scale = None, 1.0
     if module.training and module.dropout > 0:
         kept = keep_mask((len(module.bias), *x.shape), module.dropout, x.device)
@@ -31,7 +32,7 @@ class _GatedExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, gates, weight, kept):
-        outputs = x.new_empty(len(weight), len(x), weight.size(1))  # [E, U, H], before the gates
+        outputs = x.new_empty(len(weight), len(x), weight.size(1))  # [E, U, H], not yet multiplied by the gates
         total = x.new_zeros(outputs.shape[1:])
         for expert, output in enumerate(outputs):
             torch.mm(_dropped(x, kept, expert), weight[expert].T, out=output)
@@ -59,6 +60,6 @@ def _dropped(x, kept, expert):
     if kept is None:
         return x
     if x.device.type == "cpu" and x.dtype == torch.float32:
-        # numpy multiplies floats by booleans in one pass; torch converts the booleans first
+        # numpy multiplies floats by booleans in one pass, while torch converts the booleans first
         return torch.from_numpy(x.detach().numpy() * kept[expert].numpy())
     return x * kept[expert]

@@ -12,7 +12,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 import run_baseline
 from baselines import MODELS, TEXT, entry, find_model
 from baselines.sasrec import SASRec
-from baselines.untrained import LastText
+from baselines.untrained import LastText, Popularity
 from common.errors import UserError
 from engine.settings import ROOT
 from unisrec import UniSRec
@@ -192,7 +192,7 @@ def test_what_a_class_says_of_itself():
         pass
 
     assert entry(Mine).needs == (TEXT,) and not entry(Mine).ignores_padding
-    with pytest.raises(UserError, match="model FDSA: reads text features and comes later"):
+    with pytest.raises(UserError, match="model FDSA: reads text features and is not supported yet"):
         find_model("FDSA")
 
 
@@ -200,3 +200,25 @@ def test_importing_the_registry_imports_no_model():
     code = "import sys, baselines; print(*sys.modules)"
     modules = set(subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).split())
     assert "baselines" in modules and not {"torch", "recbole", "baselines.sasrec", "numpy"} & modules
+
+
+def test_a_model_of_the_registry_may_have_its_settings_beside_it(tmp_path, monkeypatch, capsys):
+    """The command knows them before it imports the model."""
+    import baselines
+
+    monkeypatch.setattr(baselines, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "untrained.yaml").write_text("sharpness: 1  # (int; 1 or more) how sharp\n")
+    assert baselines.yaml_files_of_name("Popularity") == ([], [str(tmp_path / "untrained.yaml")])
+    assert baselines.yaml_files_of_name("GRU4Rec")[1] == [] and len(baselines.yaml_files_of_name("GRU4Rec")[0]) == 1
+    with pytest.raises(SystemExit):
+        run_baseline.main(["-m", "Popularity", "--help"])
+    assert "--sharpness" in capsys.readouterr().out
+    with pytest.raises(UserError, match="option --sharpness: found 0, expected 1 or more"):
+        run_baseline.main(["-m", "Popularity", "-d", "Tiny", "--sharpness=0"])
+
+
+def test_a_model_of_ones_own_may_need_no_training():
+    class Untrained(SequentialRecommender):
+        trains = False
+
+    assert not entry(Untrained).trains and entry(Popularity).trains is False and entry(SASRec).trains

@@ -136,7 +136,7 @@ def test_json_that_cannot_be_written_leaves_the_old(tmp_path):
 @pytest.mark.parametrize("content", [b"", b'{"half": ', b"\xff\xfe\x00"])
 def test_broken_json_is_named(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(UserError, match="a.json: is no JSON file"):
+    with pytest.raises(UserError, match="a.json: is not a JSON file"):
         read_json(tmp_path / "a.json")
 
 

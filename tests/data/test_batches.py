@@ -89,8 +89,8 @@ def test_every_prediction_comes_once_and_sees_enough(max_history, predictions_pe
 )
 def test_predictions_that_share_a_history_cost_less(predictions_per_row, read):
     segments = cut_segments(make_sequences([200] * 5), 50, predictions_per_row)
-    lengths = segments.ends - segments.starts
-    assert (lengths <= 50).all() and (segments.ends - segments.first_targets < predictions_per_row).all()
+    lengths = segments.last_targets - segments.starts
+    assert (lengths <= 50).all() and (segments.last_targets - segments.first_targets < predictions_per_row).all()
     assert lengths.sum() == 5 * read
 
 
@@ -101,7 +101,8 @@ def test_segments_without_predictions_are_not_encoded():
     segments = cut_segments(sequences, 50, 25)
     assert segments.sequences.tolist() == [1, 2, 2, 2]
     weights = np.cumsum(sequences.weights)
-    assert (weights[segments.ends] - weights[segments.first_targets - 1]).tolist() == segments.predictions.tolist()
+    predictions = weights[segments.last_targets] - weights[segments.first_targets - 1]
+    assert predictions.tolist() == segments.predictions.tolist()
     assert segments.predictions.min() > 0
 
 

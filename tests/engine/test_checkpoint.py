@@ -182,7 +182,8 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
 def test_a_missing_file_names_what_is_there(tmp_path):
     for name in ("b.pth", "a.pth", "notes.txt"):
         (tmp_path / name).touch()
-    with pytest.raises(UserError, match=r"c.pth: no such checkpoint \(found in .*: a.pth, b.pth\); python pretrain.py"):
+    expected = r"c.pth: no such checkpoint \(found in .*: a.pth, b.pth\); create one with python pretrain.py"
+    with pytest.raises(UserError, match=expected):
         read_checkpoint(str(tmp_path / "c.pth"))
     with pytest.raises(UserError, match="found in .*: none"):
         read_checkpoint(str(tmp_path / "nowhere" / "c.pth"))
@@ -258,7 +259,7 @@ def test_a_published_checkpoint_that_lacks_a_part_of_an_expert_is_named(data, tm
     for name in [lost] if lost in state else ["moe_adaptor.experts.1.bias", "moe_adaptor.experts.1.lin.weight"]:
         del state[name]
     torch.save({"state_dict": state}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"a.pth: its experts do not belong together .*moe_adaptor.experts.[01]"):
+    with pytest.raises(UserError, match=r"a.pth: its experts do not fit each other .*moe_adaptor.experts.[01]"):
         read_checkpoint(str(tmp_path / "a.pth"))
 
 
@@ -308,7 +309,7 @@ def test_another_architecture_is_named_by_its_settings(data, tmp_path, change, m
     before = state_of(target)
     with pytest.raises(UserError) as error:
         load_weights(target, read_checkpoint(path), path)
-    assert message in str(error.value) and str(error.value).startswith(f"{path}: is of another architecture")
+    assert message in str(error.value) and str(error.value).startswith(f"{path}: has another architecture")
     assert "\n" not in str(error.value)
     assert_same(state_of(target), before)
 
@@ -329,9 +330,9 @@ def test_missing_and_additional_tensors_are_named(data):
     target, _, _ = open_model("inductive_ft", data)
     state = state_of(target)
     lacking = {name: tensor for name, tensor in state.items() if name not in ("LayerNorm.bias", "moe_adaptor.w_gate")}
-    with pytest.raises(UserError, match="a.pth: is of another architecture: lacks .*LayerNorm.bias"):
+    with pytest.raises(UserError, match="a.pth: has another architecture: lacks .*LayerNorm.bias"):
         load_weights(target, {"state_dict": lacking, "item_tokens": None}, "a.pth")
-    with pytest.raises(UserError, match="has too much: surplus.weight"):
+    with pytest.raises(UserError, match="unexpected: surplus.weight"):
         load_weights(target, {"state_dict": {**state, "surplus.weight": torch.ones(1)}, "item_tokens": None}, "a.pth")
     with pytest.raises(UserError, match="other shapes: LayerNorm.bias"):
         load_weights(target, {"state_dict": {**state, "LayerNorm.bias": torch.ones(())}, "item_tokens": None}, "a.pth")
@@ -393,7 +394,7 @@ def test_without_stored_settings_the_tensors_tell_what_they_can(data, tmp_path, 
         adopt_settings(config, read_checkpoint(str(tmp_path / "a.pth")), "a.pth")
     silent = {"n_heads": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
     assert {key: config[key] for key in SHAPE} == {**OTHER_SHAPE, **silent}
-    assert "a.pth does not say n_heads, hidden_act, layer_norm_eps; the settings decide" in caplog.text
+    assert "a.pth does not say n_heads, hidden_act, layer_norm_eps; this run uses its own values" in caplog.text
 
 
 def test_a_window_from_the_checkpoint_limits_the_predictions_per_row(data, tmp_path):
@@ -498,9 +499,10 @@ def test_id_embeddings_of_other_items_are_refused(data, tmp_path):
     source, dataset, config = open_model("transductive_ft", data)
     path, names = saved(source, config, tmp_path / "a.pth", dataset), dataset.item_names()
     swapped = names[:5] + [names[6], names[5]] + names[7:]
-    with pytest.raises(UserError, match="a.pth: row 5 of its id embeddings is item 'Tiny1004', in the data 'Tiny1005'"):
+    expected = "a.pth: row 5 of its id embeddings is item 'Tiny1004', but in the data set it is 'Tiny1005'"
+    with pytest.raises(UserError, match=expected):
         load_weights(source, read_checkpoint(path), path, swapped)
-    with pytest.raises(UserError, match="a.pth: its id embeddings are of 30 items, the data have 29"):
+    with pytest.raises(UserError, match="a.pth: has id embeddings of 30 items, but the data set has 29"):
         load_weights(source, read_checkpoint(path), path, names[:-1])
     inductive, _, _ = open_model("inductive_ft", data)
     with pytest.raises(UserError, match="a.pth: has id embeddings, .*--train_stage=transductive_ft"):
@@ -511,7 +513,7 @@ def test_id_embeddings_of_unknown_items_are_refused(data, tmp_path):
     """Published transductive checkpoints do not say what their rows stand for (RecBole orders by first occurrence)."""
     source, dataset, _ = open_model("transductive_ft", data)
     torch.save({"state_dict": to_published_layout(state_of(source))}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match="has id embeddings but does not say of which items"):
+    with pytest.raises(UserError, match="has id embeddings, but not the ids of their items"):
         load_weights(source, read_checkpoint(str(tmp_path / "a.pth")), "a.pth", dataset.item_names())
 
 

@@ -65,6 +65,12 @@ def test_both_ways_of_writing_an_option(argv, options):
     assert [type(value) for value in parsed.values()] == [type(value) for value in options.values()]
 
 
+def test_a_bool_without_a_value_is_true():
+    assert parse("--groups", "--seed=3") == {"groups": True, "seed": 3}
+    assert parse("--seed=3", "--fast") == {"seed": 3, "fast": True}
+    assert parse("--groups", "false") == {"groups": False}
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -77,9 +83,9 @@ def test_both_ways_of_writing_an_option(argv, options):
         (["--epochs=3", "--epochs=4"], "option --epochs is given twice, as 3 and 4"),
         (["-d", "A", "--dataset=B"], "option --dataset is given twice, as 'A' and 'B'"),
         (["--learning_rate=1e-3", "--learning_rate=.nan"], "option --learning_rate is given twice"),
-        (["--topk=[1, 2"], r"option --topk: '\[1, 2' is no YAML value"),
-        (["--seed=0x_"], "option --seed: '0x_' is no YAML value"),
-        (["--seed=!!python/object/apply:os.getcwd []"], "is no YAML value"),
+        (["--topk=[1, 2"], r"option --topk: '\[1, 2' is not a YAML value"),
+        (["--seed=0x_"], "option --seed: '0x_' is not a YAML value"),
+        (["--seed=!!python/object/apply:os.getcwd []"], "is not a YAML value"),
     ],
 )
 def test_a_word_that_is_no_option_stops_the_run(argv, message):
@@ -182,12 +188,12 @@ def test_an_empty_yaml_file_says_nothing(tmp_path):
     ("content", "message"),
     [
         (None, "my.yaml: no such file"),
-        (b"epochs: [1, 2", "my.yaml: is no YAML"),
-        (b"\xff\xfe\x00", "my.yaml: is no YAML"),
+        (b"epochs: [1, 2", "my.yaml: is not valid YAML"),
+        (b"\xff\xfe\x00", "my.yaml: is not valid YAML"),
         (b"- a\n- b\n", "my.yaml: holds list, expected `key: value` lines"),
         (b"just words", "my.yaml: holds str"),
-        (b"1: 2\n", "my.yaml: key 1 is no word"),
-        (b"x: !!python/object/apply:os.getcwd []", "my.yaml: is no YAML"),
+        (b"1: 2\n", "my.yaml: key 1 is not a string"),
+        (b"x: !!python/object/apply:os.getcwd []", "my.yaml: is not valid YAML"),
         (b"epochs: many\n", "my.yaml: epochs: found 'many', expected a whole number"),
         (b"train_batch_size: 0\n", "my.yaml: train_batch_size: found 0, expected 1 or more"),
     ],
@@ -266,10 +272,10 @@ def test_values_have_the_types_that_the_code_expects():
         ("--valid_metric=NDCG", "option --valid_metric: found 'NDCG'"),
         ("--topk=5", "option --valid_metric: found 'NDCG@10'"),
         ("--clip_grad_norm=1.0", "option --clip_grad_norm: found 1.0, expected a mapping"),
-        ("--pretrained=[a.pth]", r"option --pretrained: found \['a.pth'\], expected a word"),
-        ("--result_file=true", "option --result_file: found True, expected a word"),
+        ("--pretrained=[a.pth]", r"option --pretrained: found \['a.pth'\], expected a string"),
+        ("--result_file=true", "option --result_file: found True, expected a string"),
         ("--eval_args=full", "option --eval_args: found 'full', expected a mapping"),
-        ("--checkpoint_dir=", "option --checkpoint_dir: found None, expected a word"),
+        ("--checkpoint_dir=", "option --checkpoint_dir: found None, expected a string"),
         ("--eval_args={mode: foo}", "settings of UniSRec on Tiny: .*foo"),
     ],
 )

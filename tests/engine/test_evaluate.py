@@ -23,7 +23,7 @@ from common.files import read_json
 from data import UniSRecDataset
 from engine.config import build_config
 from engine.evaluate import Evaluation
-from engine.metrics import mean_metrics
+from engine.metrics import METRICS, mean_metrics
 from engine.ranks_file import read_ranks, user_names, write_ranks
 from tests.conftest import SMALL
 from tests.small_data import write_downstream, write_inter
@@ -354,3 +354,14 @@ def test_groups_are_printed_and_stored(small, tmp_path, capsys):
     seen = {item for _, history, target in rows["train"] for item in [*history, target]}
     never = sum(target not in seen for _, _, target in rows["test"])
     assert result["groups"]["popularity"].get("never seen", {"users": 0})["users"] == never
+
+
+def test_a_metric_of_ones_own_is_a_function_with_a_name(small, monkeypatch):
+    monkeypatch.setitem(METRICS, "inverse_square", lambda table, k: (table.rank <= k) / table.rank**2)
+    _, evaluation, model = opened(
+        Popularity, small[0], metrics=["Recall", "inverse_square"], topk=[3], valid_metric="inverse_square@3"
+    )
+    table, metrics = evaluation.evaluate(model, "test")
+    assert list(metrics) == ["recall@3", "inverse_square@3"]
+    expected = [1 / rank**2 if rank <= 3 else 0.0 for rank in table.rank]
+    assert metrics["inverse_square@3"] == pytest.approx(sum(expected) / USERS) and any(expected)

@@ -104,7 +104,7 @@ def test_a_pretraining_that_would_replace_another_is_refused_before_it_trains(da
     message = refused(pretrain.main, *command, "--seed=5")
     run = read_checkpoint(path)["run"]
     assert message == (
-        f"{path}: is of another run (run {run}: seed 1, now 5) and would be replaced; "
+        f"{path}: belongs to another run (run {run}: seed 1, now 5) and would be replaced; "
         "give another --checkpoint_dir, or move or delete the file"
     )
     with open(path, "rb") as file:
@@ -117,5 +117,5 @@ def test_a_checkpoint_without_id_is_not_replaced(data, refused, tmp_path):
     (tmp_path / "UniSRec-Mix-1.pth").write_bytes(b"as published")
     command = ["-d", "Mix", f"--data_path={data['Mix']}", f"--checkpoint_dir={tmp_path}", "--epochs=1", *SMALL]
     message = refused(pretrain.main, *command)
-    assert message.startswith(f"{tmp_path}/UniSRec-Mix-1.pth: is of another run (it holds no run id) and would be")
+    assert message.startswith(f"{tmp_path}/UniSRec-Mix-1.pth: belongs to another run (it holds no run id) and would be")
     assert os.listdir(tmp_path) == ["UniSRec-Mix-1.pth"]

@@ -64,7 +64,7 @@ def test_means_have_recboles_names_in_the_order_asked_for():
 
 def test_a_constant_model_does_not_win():
     """All 100 scores are equal: the expected rank is 50.5, and no k below that is reached."""
-    ranks = expected_ranks(torch.zeros(4, 100), torch.tensor([0, 1, 50, 99])).numpy() + 1
+    ranks = expected_ranks(torch.zeros(4, 100), torch.tensor([0, 1, 50, 99])).numpy()
     assert ranks.tolist() == [50.5] * 4
     assert set(mean_metrics(table_of(ranks), METRICS, [1, 10, 50]).values()) == {0.0}
     assert mean_metrics(table_of(ranks), ["recall"], [51]) == {"recall@51": 1.0}
@@ -84,6 +84,6 @@ def test_without_ties_the_metrics_are_recboles(items):
     padded = torch.nn.functional.pad(scores, (0, max(0, 51 - items)), value=-torch.inf)
     collector.eval_batch_collect(padded, None, torch.arange(300), targets)
     expected = Evaluator(config).evaluate(collector.get_data_struct())
-    found = mean_metrics(table_of(expected_ranks(scores, targets).numpy() + 1), METRICS, topk)
+    found = mean_metrics(table_of(expected_ranks(scores, targets).numpy()), METRICS, topk)
     assert list(found) == list(expected) and found == pytest.approx(dict(expected), abs=1e-12)
     assert 0 < found["ndcg@3"] < found["ndcg@10"] < 1

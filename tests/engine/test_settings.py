@@ -160,7 +160,7 @@ def test_a_stage_has_its_own_defaults(tmp_path):
     (tmp_path / "mine.yaml").write_text("train_stage: inductive_ft\n")
     assert settle("finetune", {"config_files": f"{tmp_path}/mine.yaml"}).values()["predictions_per_row"] == 2
     for stage in ("../UniSRec", ["inductive_ft"], 3):
-        with pytest.raises(UserError, match="--train_stage: found .*, expected (inductive_ft or trans|a word)"):
+        with pytest.raises(UserError, match="--train_stage: found .*, expected (inductive_ft or trans|a string)"):
             settle("finetune", {"train_stage": stage})
 
 

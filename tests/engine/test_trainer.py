@@ -236,9 +236,9 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
         without = {name: value for name, value in checkpoint.items() if name != part}
         with pytest.raises(UserError, match="line-2.pth: cannot be resumed, it holds weights only"):
             trainer(epochs=4).resume(without, path)
-    with pytest.raises(UserError, match="line-2.pth: was trained with sgd, not adam; give --learner=sgd"):
+    with pytest.raises(UserError, match="line-2.pth: was trained with sgd, not adam; set --learner=sgd"):
         trainer(epochs=4, learner="adam").resume(checkpoint, path)
-    with pytest.raises(UserError, match="line-2.pth: has 2 epochs behind it, --epochs is 2; give more"):
+    with pytest.raises(UserError, match="line-2.pth: has completed 2 epochs, but --epochs is 2; set a larger --epochs"):
         trainer().resume(checkpoint, path)
     resumed = trainer(epochs=4)
     load_weights(resumed.model, checkpoint, path)
@@ -265,7 +265,7 @@ def test_checkpoints_of_another_run_are_not_replaced(tmp_path, taken):
     path = str(tmp_path / f"{taken}.pth")
     trainer("first").save(path)
     with pytest.raises(
-        UserError, match=f"{taken}.pth: is of another run .run first: .*; give another --checkpoint_dir"
+        UserError, match=f"{taken}.pth: belongs to another run .run first: .*; give another --checkpoint_dir"
     ):
         trainer("second").fit([Batch()], save_step=3)
     assert os.listdir(tmp_path) == [f"{taken}.pth"] and read_checkpoint(path)["run"] == "first"
@@ -300,7 +300,7 @@ def test_half_an_epoch_cannot_go_on_in_another_order(tmp_path):
     line_trainer(tmp_path, epochs=4, train_batch_size=7).resume(checkpoint, path)
     checkpoint["progress"]["batch"] = 3
     line_trainer(tmp_path, epochs=4).resume(checkpoint, path)
-    with pytest.raises(UserError, match="stopped within an epoch, with train_batch_size 2048, not 7; give --train_b"):
+    with pytest.raises(UserError, match="stopped within an epoch, with train_batch_size 2048, not 7; set --train_b"):
         line_trainer(tmp_path, epochs=4, train_batch_size=7).resume(checkpoint, path)
 
 

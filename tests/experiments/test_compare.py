@@ -121,7 +121,7 @@ def test_wrong_inputs(files, tmp_path, refused):
     assert refused(main, files[0], "nowhere").startswith("nowhere: no such file; write it with --ranks_file")
     text = tmp_path / "text.parquet"
     text.write_text("no Parquet")
-    assert refused(main, files[0], text).startswith(f"{text}: is no Parquet file (")
+    assert refused(main, files[0], text).startswith(f"{text}: is not a Parquet file (")
     pl.DataFrame({"user": ["a"], "rank": [1.0]}).write_parquet(text)
     missing = "target, history_length, candidates, in_history"
     assert refused(main, files[0], text).startswith(f"{text}: has no column {missing}, expected user, target, history")

@@ -155,23 +155,51 @@ def test_no_fast_encoder_goes_round_what_was_overridden(change, folder):
     change(model)
     use_fast_parts(model)
     assert not {"encode_scored", "encode_last"} & vars(model).keys()
-    assert "forward" in vars(model.moe_adaptor.experts)
+    assert "forward" in vars(model.moe_adaptor.experts) and "item_table" in vars(model)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "change"),
-    [
-        (PWLayer, "forward", lambda self, x, gates, plain=PWLayer.forward: plain(self, x, gates) + x[:, :16]),
-        (AllPositions, "encode", lambda self, vectors, plain=AllPositions.encode: plain(self, vectors).tanh()),
-    ],
-)
-def test_a_plain_part_that_was_changed_in_its_place_is_noticed(kind, name, change, folder, monkeypatch):
+class ZeroAtFirst(PWLayer):
+    """A new parameter that starts at zero changes nothing before the first step."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.residual = nn.Parameter(torch.zeros(self.weight.shape[1:]))
+
+
+CHANGES = {
+    "experts": (PWLayer, "forward", lambda self, x, gates, plain=PWLayer.forward: plain(self, x, gates) + x[:, :16]),
+    "a residual path that starts at zero": (
+        PWLayer,
+        "forward",
+        lambda self, x, gates, plain=PWLayer.forward: plain(self, x, gates) + x @ self.residual.T,
+    ),
+    "encoder": (AllPositions, "encode", lambda self, vectors, plain=AllPositions.encode: plain(self, vectors).tanh()),
+    "catalogue": (UniSRec, "item_table", lambda self, plain=UniSRec.item_table: plain(self) * 2),
+    "cross entropy": (
+        layers.losses,
+        "cross_entropy",
+        lambda *args, plain=layers.losses.cross_entropy, **options: plain(*args, **options) + 0.1,
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_plain_part_that_was_changed_in_its_place_is_noticed(change, folder, monkeypatch):
     """Someone edits the plain model and forgets the fast version: no training with what is no longer meant."""
-    model, _ = open_model("inductive_ft", folder, fast=False)
-    change.__qualname__ = f"{kind.__name__}.{name}"
-    monkeypatch.setattr(kind, name, change)
+    model, _ = open_model("transductive_ft", folder, fast=False)
+    if "residual" in change:
+        sizes = 3, 24, 16, 0.2
+        model.moe_adaptor.experts = ZeroAtFirst(*sizes).eval()
+    place, name, changed = CHANGES[change]
+    changed.__qualname__ = name
+    monkeypatch.setattr(place, name, changed)
+    if change == "cross entropy":
+        monkeypatch.setattr(UniSRec, name, staticmethod(changed))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     with pytest.raises(UserError, match=r"and its fast version .* give different results; run with --fast=false"):
         use_fast_parts(model)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert model.n_items == 41
 
 
 # -- experts -----------------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def test_the_same_shop_in_any_kind_of_file(tmp_path, monkeypatch, kind):
 @pytest.mark.parametrize("split", ["time", "leave_one_out"])
 @pytest.mark.parametrize("seed", range(4))
 def test_splits_are_what_plain_loops_make(tmp_path, split, seed):
-    users = 5 if seed == 3 else 30  # few users: histories longer than the window
+    users = 5 if seed == 3 else 30  # few users: histories longer than CUT_LENGTH
     clicks, goods = draw_shop(seed, times=20 if seed else 2000, users=users)
     folder = run(tmp_path, write_shop(tmp_path, "csv", clicks, goods[2:]), f"--split={split}")
     rows = [(str(user), str(item), time) for user, item, time in clicks]
