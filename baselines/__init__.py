@@ -139,10 +139,11 @@ def find_model(name: str) -> type:
 def _load_file(path):
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; -m takes a model's name, FILE.py:CLASS or package.module:CLASS")
-    folder, stem = os.path.dirname(os.path.abspath(path)), os.path.splitext(os.path.basename(path))[0]
+    path = os.path.abspath(path)
+    folder = os.path.dirname(path)
     if folder not in sys.path:
         sys.path.append(folder)  # last: modules beside the file are found, but replace no module of the project
-    name = f"model_file_{stem}"
+    name = f"model_file_{path.replace('.', '_')}"  # two files of one name are two modules
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     sys.modules[name] = module = importlib.util.module_from_spec(spec)

@@ -38,9 +38,9 @@ def use_fast_parts(model: nn.Module) -> None:
     for module in model.modules():
         for kind, name, fast, make_inputs in _methods():
             plain = getattr(kind, name)
-            if kind is AllPositions and isinstance(module, kind) and not _has_plain_encoder(module):
-                continue
             if isinstance(module, kind) and getattr(type(module), name) is plain:
+                if kind is AllPositions and not _has_plain_encoder(module):
+                    continue
                 if make_inputs is not None:
                     with _for_comparison(module):
                         inputs = make_inputs(module)
@@ -65,16 +65,20 @@ def _methods() -> list[tuple[type, str, Callable[..., Tensor], Callable[[Any], t
 
 
 def _has_plain_encoder(module):
-    """Whether every method that the fast encoder skips is the plain one: `AllPositions.encode` and those of RecBole."""
-    encoder_layers = getattr(module.trm_encoder, "layer", ())
-    attentions = [getattr(layer, "multi_head_attention", None) for layer in encoder_layers]
-    linear = [getattr(attention, name, None) for attention in attentions for name in ("query", "key", "value")]
+    """Whether a model overrides nothing that the fast encoder does without: `encode` and RecBole's transformer.
+
+    The comparison would not notice what an override does in training only, or in longer histories than it compares.
+    """
+    encoder = getattr(module, "trm_encoder", None)
+    blocks = getattr(encoder, "layer", ())
+    attentions = [getattr(block, "multi_head_attention", None) for block in blocks]
+    projections = [getattr(attention, name, None) for attention in attentions for name in ("query", "key", "value")]
     return (
         type(module).encode is AllPositions.encode
-        and type(module.trm_encoder) is TransformerEncoder
-        and all(type(layer) is TransformerLayer for layer in encoder_layers)
+        and type(encoder) is TransformerEncoder
+        and all(type(block) is TransformerLayer for block in blocks)
         and all(type(attention) is MultiHeadAttention for attention in attentions)
-        and all(type(part) is nn.Linear for part in linear)
+        and all(type(projection) is nn.Linear for projection in projections)
     )
 
 

@@ -136,14 +136,21 @@ def _data_hash(dataset, splits):
 
 
 def _code_hash(model_class):
-    """The hash of the project's code that training and evaluation use, and of the file that defines the model."""
+    """The hash of the project's code that training and evaluation use, and of the files that define the model.
+
+    These are the files of its class and of the classes that it derives from, but not torch's.
+    """
     root = pathlib.Path(ROOT)
     places = [root / place for place in _CODE]
     files = {file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])}
-    try:
-        digest = hashlib.sha256(pathlib.Path(inspect.getfile(model_class)).read_bytes())
-    except (OSError, TypeError):  # a class that was defined in an interactive session
-        digest = hashlib.sha256(model_class.__qualname__.encode())
+    digest = hashlib.sha256()
+    for base in model_class.__mro__:
+        if base.__module__.partition(".")[0] in ("torch", "builtins"):
+            continue
+        try:
+            digest.update(pathlib.Path(inspect.getfile(base)).read_bytes())
+        except (OSError, TypeError):  # a class that was defined in an interactive session
+            digest.update(base.__qualname__.encode())
     for file in sorted(files):
         digest.update(f"{file.relative_to(root)} {file_sha256(file)}".encode())
     return digest.hexdigest()

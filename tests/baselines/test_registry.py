@@ -10,7 +10,7 @@ import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 
 import run_baseline
-from baselines import MODELS, TEXT, entry, find_model
+from baselines import MODELS, TEXT, entry, find_model, yaml_files
 from baselines.sasrec import SASRec
 from baselines.untrained import LastText, Popularity
 from common.errors import UserError
@@ -162,6 +162,19 @@ def test_a_model_derived_from_recboles_has_the_settings_of_both(own, run):
 def test_an_own_model_that_is_none_is_named(own, refused, name, expected):
     message = refused(run_baseline.main, "-m", name.format(own=own))
     assert message.startswith(expected.format(own=own))
+
+
+def test_two_files_of_one_name_are_two_models(tmp_path):
+    """A script may run several models in one process."""
+    found = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        text = "from baselines.untrained import MeanText\nclass Mine(MeanText): ..."
+        (tmp_path / folder / "mine.py").write_text(text)
+        (tmp_path / folder / "mine.yaml").write_text(f"number: {len(found)}")
+        found.append(find_model(f"{tmp_path / folder / 'mine.py'}:Mine"))
+    for folder, model in zip(("one", "two"), found, strict=True):
+        assert yaml_files(model)[1] == [str(tmp_path / folder / "mine.yaml")]
 
 
 def test_a_bug_in_an_own_model_keeps_its_traceback(own):

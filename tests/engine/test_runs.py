@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import engine.runs
+from baselines import find_model
 from baselines.untrained import Popularity
 from data import UniSRecDataset
 from engine.config import ROOT, build_config
@@ -113,6 +114,18 @@ def test_a_model_of_ones_own_counts_as_code(data, monkeypatch):
     assert here != before
     config.model_class = type("Mine", (config.model_class,), {"__module__": "of a session"})
     assert run_of(config) not in (before, here), "a class without a file has a name"
+
+
+def test_so_does_the_file_of_a_class_that_it_derives_from(data, tmp_path):
+    """Models of one's own may share a file of common parts."""
+    parts, model = tmp_path / "parts_of_my_models.py", tmp_path / "my_model.py"
+    parts.write_text("from unisrec import UniSRec\nclass Base(UniSRec):\n    pass\n")
+    model.write_text("from parts_of_my_models import Base\nclass Mine(Base):\n    pass\n")
+    config = small_config("inductive_ft", "Tiny", data["Tiny"])
+    config.model_class = find_model(f"{model}:Mine")
+    before = run_of(config)
+    parts.write_text(parts.read_text() + "    dropped = 0.5\n")
+    assert run_of(config) != before
 
 
 def test_an_id_depends_on_the_weights_that_a_run_starts_from(data):

@@ -155,7 +155,7 @@ def test_no_fast_encoder_goes_round_what_was_overridden(change, folder):
     change(model)
     use_fast_parts(model)
     assert not {"encode_scored", "encode_last"} & vars(model).keys()
-    assert "forward" in vars(model.moe_adaptor.experts)
+    assert "forward" in vars(model.moe_adaptor.experts) and "item_table" in vars(model)
 
 
 class ZeroAtFirst(PWLayer):
