@@ -165,6 +165,7 @@ def _load_module(name):
 
 
 def _class_of(module, name, place):
+    # imported here: it takes two seconds, and `--help` reads the registry
     from recbole.model.abstract_recommender import SequentialRecommender
 
     classes = {

@@ -9,6 +9,7 @@ import torch
 
 from common.errors import UserError
 from common.files import atomic_path
+from data.inter_files import read_chunks
 from data.sequences import DOMAIN_STRIDE, Sequences, fold_rows
 
 if TYPE_CHECKING:
@@ -44,8 +45,6 @@ def load_sequences(path: str, catalogue: "Catalogue", is_mixture: bool, show_pro
 
 def count_items(path: str, is_mixture: bool, n_domains: int) -> list[int]:
     """The largest item index of each domain in a file, plus one. Used if a data set has no other list of items."""
-    from data.inter_files import read_chunks  # imports polars, which takes half a second
-
     counts = np.zeros(n_domains, np.int64)
     for chunk in read_chunks(path, is_mixture):
         numbers = np.concatenate([chunk.histories, chunk.targets])
@@ -54,8 +53,6 @@ def count_items(path: str, is_mixture: bool, n_domains: int) -> list[int]:
 
 
 def _parse(path: str, catalogue: "Catalogue", is_mixture: bool, show_progress: bool) -> Sequences:
-    from data.inter_files import read_chunks  # imports polars: half a second, only without a cache
-
     parts = []
     for chunk in read_chunks(path, is_mixture, show_progress):
         lines = np.arange(chunk.line, chunk.line + len(chunk.users))
