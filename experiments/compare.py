@@ -21,7 +21,6 @@ sys.path.insert(0, PROJECT)  # so that the script finds `common` from any workin
 from common.errors import UserError, did_you_mean, run_command  # noqa: E402
 from common.files import check_can_write, write_json  # noqa: E402
 from engine.metrics import METRICS, RankTable  # noqa: E402
-from engine.ranks_file import read_ranks  # noqa: E402
 
 SAMPLES = 10_000
 SEED = 2020
@@ -36,6 +35,8 @@ def main(argv: list[str]) -> None:
     metrics = [parse_metric(text) for text in options.metrics.split(",")]
     if options.json:
         check_can_write(options.json)
+    from engine.ranks_file import read_ranks  # imported here, so that --help is quick
+
     tables = {path: read_ranks(path) for path in options.files}
     check_same_rows(tables)
     result = compare(tables, metrics)
