@@ -35,6 +35,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"found {' '.join(options.files)}, expected two or more different ranks files")
     metrics = [parse_metric(text) for text in options.metrics.split(",")]
     if options.json:
+        if os.path.realpath(options.json) in map(os.path.realpath, options.files):
+            raise UserError(f"option --json: found {options.json}, one of the ranks files, which it would replace")
         check_can_write(options.json)
     tables = {path: read_ranks(path) for path in options.files}
     check_same_rows(tables)
