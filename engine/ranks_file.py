@@ -45,7 +45,7 @@ def read_ranks(path: str) -> RankTable:
     """Read a file that `write_ranks` wrote, sorted by user and target.
 
     Raises:
-        UserError: the file is missing, is not a Parquet file, or lacks a column.
+        UserError: the file is missing, is not a Parquet file, lacks a column, or holds something else than ranks.
     """
     advice = "write it with --ranks_file of finetune.py or run_baseline.py"
     if not os.path.isfile(path):
@@ -57,6 +57,9 @@ def read_ranks(path: str) -> RankTable:
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
         raise UserError(f"{path}: has no column {', '.join(missing)}, expected {', '.join(COLUMNS)}; {advice}")
+    ranks = frame["rank"].to_numpy()
+    if ranks.dtype.kind not in "fiu" or not (ranks >= 1).all():  # a null is NaN
+        raise UserError(f"{path}: column rank, expected numbers from 1 on in every row; {advice}")
     frame = frame.sort("user", "target", "history_length", maintain_order=True)
     return RankTable(**{name: frame[name].to_numpy() for name in COLUMNS})
 

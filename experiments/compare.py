@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"found {' '.join(options.files)}, expected two or more different ranks files")
     metrics = [parse_metric(text) for text in options.metrics.split(",")]
     if options.json:
+        if os.path.realpath(options.json) in map(os.path.realpath, options.files):
+            raise UserError(f"option --json: found {options.json}, one of the ranks files, which it would replace")
         check_can_write(options.json)
     from engine.ranks_file import read_ranks  # imported here, so that --help is quick
 

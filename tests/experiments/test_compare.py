@@ -127,6 +127,11 @@ def test_wrong_inputs(files, tmp_path, refused):
     assert refused(main, files[0], text).startswith(f"{text}: has no column {missing}, expected user, target, history")
     one = write_ranks(tmp_path / "one.parquet", [1])
     assert refused(main, one, files[0]) == f"{one}: holds 1 rows, expected two or more"
+    for wrong in (["first"] * USERS, [None] * USERS, [0.5] * USERS):
+        pl.read_parquet(files[0]).with_columns(rank=pl.Series(wrong)).write_parquet(text)
+        assert refused(main, files[0], text).startswith(f"{text}: column rank, expected numbers from 1 on in every row")
+    found = f"found {files[1]}, one of the ranks files, which it would replace"
+    assert refused(main, *files, "--json", files[1]) == f"option --json: {found}"
     assert refused(main, *files, "--json", tmp_path).startswith(f"{tmp_path}: cannot be written: it is a folder")
 
 
