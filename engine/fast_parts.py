@@ -1,7 +1,6 @@
 """Replace the plain parts of a model by the fast versions of `layers/fast/`."""
 
 import contextlib
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +35,7 @@ def use_fast_parts(model: nn.Module) -> None:
         UserError: a fast version and the plain method give different results.
     """
     for module in model.modules():
+        methods = {}
         for kind, name, fast, make_inputs in _methods():
             plain = getattr(kind, name)
             if isinstance(module, kind) and getattr(type(module), name) is plain:
@@ -45,12 +45,21 @@ def use_fast_parts(model: nn.Module) -> None:
                     with _for_comparison(module):
                         inputs = make_inputs(module)
                         _check_equal(plain, fast, module, *inputs)
-                setattr(module, name, types.MethodType(fast, module))
+                methods[name] = fast
+        if methods:
+            module.__class__ = _derived(type(module), methods)
         if isinstance(module, FeedForward) and module.intermediate_act_fn == module.gelu:
             module.intermediate_act_fn = F.gelu  # one operation instead of RecBole's four
     if isinstance(model, UniSRec) and model.cross_entropy is layers.losses.cross_entropy:
         _check_cross_entropy(layers.losses.cross_entropy, layers.fast.cross_entropy.cross_entropy)
         model.cross_entropy = layers.fast.cross_entropy.cross_entropy
+
+
+def _derived(kind: type, methods: dict[str, Any]) -> type:
+    """A class of the same name with some methods replaced. Methods stored in the instance would make a reference cycle,
+    which keeps a model in memory after its last use."""
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), names | methods)
 
 
 def _methods() -> list[tuple[type, str, Callable[..., Tensor], Callable[[Any], tuple] | None]]:

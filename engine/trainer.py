@@ -90,6 +90,7 @@ class Trainer:
         self.optimizer: Any = make_optimizer(config, model)  # a CombinedOptimizer is never saved
         # with several processes, the wrapped module computes the loss: its backward pass averages the gradients
         self.loss_of = _Loss(model) if world_size() == 1 else _distributed(_Loss(model))
+        self.resumed_from: str | None = None  # a checkpoint, which the run may replace
         self.tensorboard = None  # the writer while `fit` runs, in the main process only
         self.preemption = Preemption()
         _check_clipping(config["clip_grad_norm"])
@@ -310,9 +311,8 @@ class Trainer:
         done, last = self.progress.epoch, self.config["epochs"]
         names: set[int | str] = {epoch for epoch in range(done + 1, last + 1) if self._saves_after(epoch, save_step)}
         names |= {_STOPPED.format(epoch=epoch) for epoch in range(done, last)}
-        return {self._epoch_path(name) for name in names} & set(
-            glob.glob(glob.escape(self.path).replace("{epoch}", "*"))
-        )
+        found = set(glob.glob(glob.escape(self.path).replace("{epoch}", "*")))
+        return {self._epoch_path(name) for name in names} & found - {self.resumed_from}
 
     def save(self, path: str, optimizer: bool = True) -> None:
         """Write a checkpoint. All processes call this, the main process writes.
@@ -356,6 +356,7 @@ class Trainer:
                 f"{path}: has completed {checkpoint['epoch']} epochs, but --epochs is {self.config['epochs']}; "
                 "set a larger --epochs"
             )
+        self.resumed_from = path
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         for group in self.optimizer.param_groups:
             group.update(group_settings(self.config))

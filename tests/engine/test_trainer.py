@@ -333,3 +333,20 @@ def test_sizes_that_do_not_fit_each_other_are_a_users_mistake(tiny):
     config = small_config("inductive_ft", "Tiny", tiny, n_heads=3)
     with pytest.raises(UserError, match="UniSRec: .*hidden size"):
         build_model(UniSRec, config, UniSRecDataset(config))
+
+
+def test_a_stopped_training_may_continue_in_its_folder_with_other_settings(tmp_path):
+    """It is another run then, which may replace the checkpoint that it continues."""
+
+    def trainer(name, **settings):
+        made = line_trainer(tmp_path, epochs=4, **settings)
+        made.path, made.run = str(tmp_path / "line-{epoch}.pth"), Run(name)
+        return made
+
+    stopped, path = trainer("first"), str(tmp_path / "line-1-stopped.pth")
+    stopped.progress.epoch = 1
+    stopped.save(path)
+    resumed = trainer("second", learning_rate=0.5)
+    resumed.resume(read_checkpoint(path), path)
+    assert resumed.fit([Batch()], save_step=3).epoch == 4
+    assert read_checkpoint(str(tmp_path / "line-4.pth"))["run"] == "second" and os.path.exists(path)

@@ -1,6 +1,8 @@
 """Each fast part has the values and gradients of its plain one, and takes its place only where that is so."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -30,6 +32,11 @@ from tests.small_models import (
     open_model,
 )
 from unisrec import PWLayer, UniSRec
+
+
+def is_fast(module, name):
+    return getattr(type(module), name).__module__.startswith("layers.fast.")
+
 
 # -- the whole model ---------------------------------------------------------------------------------------------------
 
@@ -63,8 +70,7 @@ def test_models_are_built_with_the_fast_parts_unless_told_otherwise(folder):
     for fast in (True, False):
         dataset = UniSRecDataset(config_of("inductive_ft", folder, fast=fast))
         model = build_model(UniSRec, dataset.config, dataset)
-        replaced = {name for module in model.modules() for name in vars(module) if name in ("forward", "encode_scored")}
-        assert replaced == ({"forward", "encode_scored"} if fast else set())
+        assert is_fast(model, "encode_scored") is is_fast(model.moe_adaptor.experts, "forward") is fast
         assert (model.cross_entropy is layers.fast.cross_entropy.cross_entropy) is fast
         gelus = [module.intermediate_act_fn for module in model.modules() if isinstance(module, FeedForward)]
         assert len(gelus) == 2 and all((function is F.gelu) is fast for function in gelus)
@@ -77,11 +83,23 @@ def test_the_baseline_gets_the_fast_encoder_too(folder):
     plain = SASRec(config, dataset).eval()
     fast = copy.deepcopy(plain)
     use_fast_parts(fast)
-    assert "encode_scored" in vars(fast) and "encode_scored" not in vars(plain)
+    assert is_fast(fast, "encode_scored") and not is_fast(plain, "encode_scored")
     batch = one_batch(dataset, 2, augment_ratios=None)
     losses = [model.calculate_loss(batch) for model in (plain, fast)]
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
     assert_same_gradients(*(gradients(model, loss) for model, loss in zip((plain, fast), losses, strict=True)))
+
+
+def test_a_fast_model_is_freed_with_its_last_reference(folder):
+    model, _ = open_model("inductive_ft", folder)
+    assert type(model).__name__ == "UniSRec" and isinstance(model, UniSRec)
+    alive = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_the_check_leaves_the_random_numbers_and_the_mode_alone(folder):
@@ -112,8 +130,8 @@ def test_a_method_that_a_derived_class_overrides_stays(folder):
     changed.moe_adaptor.experts.__class__ = Residual
     expected = copy.deepcopy(changed)
     use_fast_parts(changed)
-    assert "forward" not in vars(changed.moe_adaptor.experts) and "encode_last" not in vars(changed)
-    assert "encode_scored" in vars(changed)
+    assert not is_fast(changed.moe_adaptor.experts, "forward") and not is_fast(changed, "encode_last")
+    assert is_fast(changed, "encode_scored")
     rows = dataset.build()[2][list(range(14))]
     with torch.no_grad():
         scores = [model.full_sort_predict(rows)[:, 1:] for model in (plain, expected, changed)]
@@ -154,8 +172,8 @@ def test_no_fast_encoder_goes_round_what_was_overridden(change, folder):
     model, _ = open_model("inductive_ft", folder, fast=False)
     change(model)
     use_fast_parts(model)
-    assert not {"encode_scored", "encode_last"} & vars(model).keys()
-    assert "forward" in vars(model.moe_adaptor.experts) and "item_table" in vars(model)
+    assert not is_fast(model, "encode_scored") and not is_fast(model, "encode_last")
+    assert is_fast(model.moe_adaptor.experts, "forward") and is_fast(model, "item_table")
 
 
 class ZeroAtFirst(PWLayer):
