@@ -346,7 +346,7 @@ def test_the_configuration_pickles_to_plain_data():
 
 SIDE_EFFECTS = """
 import os, sys
-import numpy as np, pandas, scipy, sklearn, torch, yaml
+import numpy as np, pandas, polars, scipy, sklearn, torch, yaml
 import recbole.utils
 
 def state():
