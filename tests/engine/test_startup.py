@@ -4,8 +4,12 @@ import subprocess
 import sys
 import types
 
+import pytest
+
 from engine.config import ROOT
 from engine.startup import sklearn_on_demand
+
+pytestmark = pytest.mark.slow  # each test starts processes
 
 
 def output_of(code):
