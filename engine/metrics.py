@@ -63,7 +63,8 @@ def mrr(table: RankTable, k: int) -> np.ndarray:
     return recall(table, k) / table.rank
 
 
-# RecBole's names, in lower case. To add a metric, write its function and name it here. A larger value is better.
+# Names in lower case, those of RecBole where it has the metric. To add a metric, write its function and name it here. A
+# larger value is better.
 METRICS: dict[str, Callable[[RankTable, int], np.ndarray]] = {
     "recall": recall,
     "hit": recall,
