@@ -140,9 +140,10 @@ class UniSRec(AllPositions, SASRec):
 
     def item_table(self) -> Tensor:
         """The representation of every item of the catalogue, float [N, H]. Row i is item i + 1."""
-        return self.represent_items(self._all_ids())
+        return self.represent_items(self.all_ids())
 
-    def _all_ids(self):
+    def all_ids(self) -> Tensor:
+        """The ids of all items of the catalogue, int64 [N]."""
         return torch.arange(1, self.n_items, device=self.position_embedding.weight.device)
 
     def item_representations(self, ids: list[Tensor]) -> list[Tensor]:
@@ -157,7 +158,7 @@ class UniSRec(AllPositions, SASRec):
     def _candidates(self, batch):
         """The items in the softmax of fine-tuning: the catalogue, or the batch items and a sample of negatives."""
         if not self.sampled_negatives:
-            return ItemTable(self._all_ids(), self.item_table())
+            return ItemTable(self.all_ids(), self.item_table())
         batch_items = distinct_ids([*batch.items, batch.targets])
         negatives, log_count = draw_negatives(batch_items, self.n_items - 1, self.sampled_negatives)
         ids, order = torch.cat([batch_items, negatives]).sort()

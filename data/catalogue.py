@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -153,19 +153,27 @@ def item_names(folder: str, catalogue: Catalogue) -> list[str]:
         UserError: a line of the file is malformed.
     """
     path, names = _index_file(folder, catalogue.name, catalogue.is_mixture), list(catalogue.tokens())
-    if not path:
-        return names
+    for number, line, name, index in read_index(path) if path else ():
+        if index.isdecimal() and int(index) < catalogue.n_items:
+            names[int(index) + 1] = name
+        elif line:
+            raise UserError(
+                f"{path}, line {number}: found {line[:60]!r}, expected ITEM<TAB>INDEX with an index below "
+                f"{catalogue.n_items}; process the data set again"
+            )
+    return names
+
+
+def read_index(path: str) -> Iterator[tuple[int, str, str, str]]:
+    """Read `.item2index` or `.user2index`.
+
+    Yields:
+        For each line: its number, the line without surrounding blanks, the raw id, and the text after the last tab.
+    """
     with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             name, _, index = line.rstrip("\r\n").rpartition("\t")
-            if index.isdecimal() and int(index) < catalogue.n_items:
-                names[int(index) + 1] = name
-            elif line.strip():
-                raise UserError(
-                    f"{path}, line {number}: found {line.strip()[:60]!r}, expected ITEM<TAB>INDEX with an index below "
-                    f"{catalogue.n_items}; process the data set again"
-                )
-    return names
+            yield number, line.strip(), name, index
 
 
 def _describe_missing_folder(folder: str, name: str) -> str:
@@ -255,7 +263,7 @@ def _count_items_without_features(folder: str, name: str, domains: Sequence[str]
 
 
 def _index_file(folder: str, name: str, is_mixture: bool) -> str | None:
-    """The file with the raw id of each item. None if there is none, as in a mixture."""
+    """The path of the file with the raw id of each item. None if the file is missing, as in a mixture."""
     path = os.path.join(folder, f"{name}.item2index")
     return path if not is_mixture and os.path.isfile(path) else None
 

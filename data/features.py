@@ -120,7 +120,7 @@ def _described_shape(path: str, description: dict) -> tuple[int, int, str]:
 
 
 def feature_description(path: str) -> dict:
-    """The description beside a feature file, empty if there is none."""
+    """The description beside a feature file. Without a description, an empty dict."""
     description = read_json(f"{path}.json") if os.path.isfile(f"{path}.json") else {}
     if not isinstance(description, dict):
         raise UserError(

@@ -75,7 +75,7 @@ def _cache_path(path: str) -> str:
 
 
 def _read_cache(cache: str, key: str) -> Sequences | None:
-    """The cached sequences with this key, memory-mapped, so that processes share them. None if there are none."""
+    """The cached sequences with this key, memory-mapped, so that processes share them. None without such a cache."""
     try:
         stored = torch.load(cache, map_location="cpu", mmap=True, weights_only=True)
         if stored["key"] != key:

@@ -8,6 +8,7 @@ import polars as pl
 
 from common.errors import UserError
 from common.files import atomic_path
+from data.catalogue import read_index
 from engine.metrics import RankTable
 
 if TYPE_CHECKING:
@@ -78,13 +79,10 @@ def user_names(dataset: "UniSRecDataset") -> np.ndarray:
     if not os.path.isfile(path):
         return names
     raw = {}
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            name, _, token = line.rstrip("\r\n").rpartition("\t")
-            if not token.isdecimal():
-                raise UserError(
-                    f"{path}, line {number}: found {line.strip()[:60]!r}, expected USER<TAB>NUMBER; "
-                    "process the data set again"
-                )
-            raw[token] = name
+    for number, line, name, token in read_index(path):
+        if not token.isdecimal():
+            raise UserError(
+                f"{path}, line {number}: found {line[:60]!r}, expected USER<TAB>NUMBER; process the data set again"
+            )
+        raw[token] = name
     return np.array([raw.get(token, token) for token in names], object)

@@ -181,7 +181,7 @@ def _check_can_describe(stem: str) -> None:
 
 
 def _read_description(stem: str) -> dict[str, Any]:
-    """The data set's description, NAME.json. If there is none, a new one that holds only the name."""
+    """The data set's description, NAME.json. Without this file, a new description that holds only the name."""
     path = f"{stem}.json"
     description = read_json(path) if os.path.isfile(path) else {"name": os.path.basename(stem)}
     if not isinstance(description, dict) or not isinstance(description.get("features", {}), dict):

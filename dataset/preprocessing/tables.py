@@ -559,7 +559,7 @@ def _parse_values(line: bytes, columns: Sequence[str], literals: bool) -> list[s
 
 
 def _parse_object(line: bytes, literals: bool) -> dict | None:
-    """The object of a line. None if there is none."""
+    """The object in a line. None if the line holds no object."""
     if not line.lstrip(_BLANKS).startswith(b"{"):
         return None  # for example a whole table as one list: a line of gigabytes must not be parsed
     try:

@@ -12,7 +12,7 @@ _ITEMS_KEPT = 1 << 16  # most items whose activations are kept. A larger catalog
 
 def item_table(module: Any) -> Tensor:
     """UniSRec.item_table, float [N, H]."""
-    ids = torch.arange(1, module.n_items, device=module.position_embedding.weight.device)
+    ids = module.all_ids()
     if not torch.is_grad_enabled():
         table = torch.empty(len(ids), module.hidden_size, device=ids.device)
         for block, rows in zip(ids.split(_ITEMS_AT_ONCE), table.split(_ITEMS_AT_ONCE), strict=True):
