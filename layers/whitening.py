@@ -1,0 +1,94 @@
+"""Whitening with the statistics of a catalogue. U items, N items of the catalogue, D text width."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_ROWS_AT_ONCE = 1 << 13  # of the catalogue. Bounds the memory of `fit`: 8,192 rows of 768 float64 numbers take 50 MB
+_LEAST_VARIANCE = 1e-10  # total variance of unit vectors that are equal, apart from rounding
+_FLOOR = 1e-4  # of the mean variance, for directions without variance if the shrinkage is 0, as with two items
+
+
+class Whitening(nn.Module):
+    """ZCA whitening of text vectors. The layer has no parameters: `fit` computes its statistics from a catalogue.
+
+    The vectors are cut to unit length, centred, multiplied by the inverse square root of the covariance, and cut to
+    unit length again. ZCA, unlike PCA, keeps the axes of the text encoder. So weights that were learned on the whitened
+    vectors of one domain fit those of another domain.
+
+    The covariance is shrunk towards a multiple of the identity, so that the layer also works with fewer items than
+    dimensions. The amount of shrinkage is that of Ledoit and Wolf (Journal of Multivariate Analysis 88, 2004).
+    scikit-learn's `ledoit_wolf` computes the same, but needs several copies of the table in float64. Here the sums run
+    over blocks of rows. No sample is needed: of the fourth moments, the formula reads only the mean of |x|^4 over the
+    centred rows x.
+
+    Before `fit`, the layer only cuts to unit length. The statistics are buffers, so they are saved with the model.
+
+    Args:
+        width: D.
+
+    Attributes:
+        mean: float [D].
+        matrix: float [D, D], symmetric.
+    """
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("matrix", torch.eye(width))
+
+    @torch.no_grad()
+    def fit(self, features: Tensor) -> "Whitening":
+        """Compute mean and matrix from the text vectors of a catalogue. Returns the layer itself.
+
+        If all items have the same vector, the matrix is 0, because the texts then say nothing.
+
+        Args:
+            features: float32 or float16 [N, D]. The table is read twice, in blocks of rows.
+        """
+        mean = sum(block.sum(0) for block in _unit_blocks(features)) / len(features)
+        covariance, fourth_moment = 0.0, 0.0
+        for block in _unit_blocks(features):
+            centred = block - mean
+            covariance += centred.T @ centred / len(features)
+            fourth_moment += centred.square().sum(1).square().sum() / len(features)
+        if covariance.trace() < _LEAST_VARIANCE:
+            matrix = torch.zeros_like(covariance)
+        else:
+            variances, directions = torch.linalg.eigh(_shrunk(covariance, fourth_moment, len(features)))
+            variances = variances.clamp(min=_FLOOR * variances.mean())
+            matrix = directions / variances.sqrt() @ directions.T
+        self.mean.copy_(mean)
+        self.matrix.copy_(matrix)
+        return self
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Text vectors, float [U, D], to whitened unit vectors, float32 [U, D]. A vector that becomes 0 stays 0."""
+        centred = F.normalize(features.float(), dim=-1) - self.mean
+        return F.normalize(centred @ self.matrix, dim=-1)
+
+
+def _unit_blocks(features: Tensor) -> Iterator[Tensor]:
+    """The rows cut to unit length, as float64 blocks."""
+    return (F.normalize(block.double(), dim=-1) for block in features.split(_ROWS_AT_ONCE))
+
+
+def _shrunk(covariance: Tensor, fourth_moment: Tensor, n_rows: int) -> Tensor:
+    """The covariance with the shrinkage of Ledoit and Wolf, [D, D].
+
+    Args:
+        covariance: [D, D], of the centred rows x.
+        fourth_moment: the mean of |x|^4.
+        n_rows: N.
+    """
+    variance = covariance.diagonal().mean()
+    target = variance * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    error = (fourth_moment - covariance.square().sum()) / n_rows  # expected squared error of the covariance
+    distance = (covariance - target).square().sum()
+    shrinkage = (error / distance).clamp(0, 1) if distance > 0 else 0.0
+    return torch.lerp(covariance, target, shrinkage)
