@@ -3,8 +3,9 @@
     python dataset/preprocessing/process_or.py --input_path data.csv
 
 Reads the CSV file from Kaggle and the CSV export of UCI's workbook, with commas or semicolons, in any encoding. The
-text of an item is its description in lower case. Rows without a description are left out and counted. Cancelled
-invoices, whose numbers begin with a C, are kept as in the published data set.
+text of an item is its description in lower case. Rows without a description are left out and counted. Rows with the
+same invoice, stock code, quantity and date count once. Cancelled invoices, whose numbers begin with a C, are kept as in
+the published data set.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from dataset.preprocessing.texts import clean_sentence  # noqa: E402
 from dataset.preprocessing.times import time_column  # noqa: E402
 
 INVOICE, WORKBOOK_INVOICE = "InvoiceNo", "Invoice"  # the second name is that in UCI's workbook of two years
-COLUMNS = ("StockCode", "Description", "InvoiceDate")
+COLUMNS = ("StockCode", "Description", "Quantity", "InvoiceDate")
 
 
 def process_or(options: argparse.Namespace) -> None:
@@ -105,6 +106,7 @@ def read_invoices(
         pl.col("StockCode").alias("item"),
         time.alias("timestamp"),
         pl.col("Description").fill_null("").str.strip_chars().alias("text"),
+        pl.col("Quantity").fill_null("").str.strip_chars().alias("quantity"),
     ]
     left_out |= {"rows without a description": 0, "rows of cancelled invoices": 0}
 

@@ -91,7 +91,8 @@ def write_data_set(
 
     The steps, in this order:
 
-    1. Of rows with the same user, item and timestamp, the first is kept.
+    1. Of rows with the same user, item and timestamp, the first is kept. If the interactions have quantities, the rows
+       must also have the same quantity.
     2. Items that the text table does not list are left out, with `missing_text` "drop" also those without a text.
     3. Users and items with too few interactions are left out, until there are no more of them.
     4. The rest is sorted and numbered as `interactions.order_interactions` describes.
@@ -132,7 +133,7 @@ def write_data_set(
         description = {
             "name": name,
             **describe_source(),
-            "rules": dataclasses.asdict(rules) | {"window": CUT_LENGTH},
+            "rules": dataclasses.asdict(rules) | {"window": CUT_LENGTH, "repeated_rows": interactions.key()},
             "steps": steps,
             "users": len(ordered.users),
             "items": len(items),

@@ -69,6 +69,28 @@ def test_equal_checksums_are_not_taken_for_equal_rows(monkeypatch):
     assert plain(without_repeats(interactions(rows))) == rows[:2]
 
 
+@pytest.mark.parametrize("parts", [1, 7])
+def test_rows_that_differ_in_quantity_are_not_repeats(parts):
+    luck = random.Random(3)
+    rows = [(*row, str(luck.randrange(3))) for row in random_rows(3, count=2000, users=8, items=6, times=20)]
+    table = pl.DataFrame(rows, ["user", "item", "timestamp", "quantity"], orient="row")
+    size = -(-len(rows) // parts)
+    taken = Interactions.collect([table[start : start + size] for start in range(0, len(rows), size)], "rows")
+    left = without_repeats(taken)
+    expected = list(dict.fromkeys(rows))
+    assert [rows[place] for place in left.position] == expected
+    assert plain(left) == [row[:3] for row in expected]
+    assert len(set(plain(left))) < len(expected) < len(rows)
+    assert left.key() == ["user", "item", "timestamp", "quantity"]
+    assert without_repeats(left) is left
+
+
+def test_equal_checksums_are_not_taken_for_equal_quantities(monkeypatch):
+    monkeypatch.setattr(module, "_mix_bits", lambda numbers: numbers * np.uint64(0))
+    table = pl.DataFrame({"user": ["u"] * 3, "item": ["a"] * 3, "timestamp": [1] * 3, "quantity": ["6", "1", "6"]})
+    assert without_repeats(Interactions.collect([table], "rows")).position.tolist() == [0, 1]
+
+
 def test_minus_zero_is_zero():
     assert len(without_repeats(interactions([("u", "a", 0.0), ("u", "a", -0.0)]))) == 1
 

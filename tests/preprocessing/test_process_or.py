@@ -29,10 +29,10 @@ def quoted(value):
     return '"{}"'.format(value.replace('"', '""')) if '"' in value or "," in value else value
 
 
-def kaggle(rows=ROWS, header=HEADER):
+def kaggle(rows=ROWS, header=HEADER, quantities=None):
     lines = [
-        ",".join(map(quoted, [invoice, code, text, "6", f"{day} {hour}", "2.55", "17850.0", "United Kingdom"]))
-        for invoice, code, text, day, hour in rows
+        ",".join(map(quoted, [invoice, code, text, quantity, f"{day} {hour}", "2.55", "17850.0", "United Kingdom"]))
+        for (invoice, code, text, day, hour), quantity in zip(rows, quantities or ["6"] * len(rows), strict=True)
     ]
     return "\r\n".join([",".join(header), *lines]) + "\r\n"
 
@@ -61,19 +61,26 @@ def run(tmp_path, content, *options, name="data.csv"):
     return os.path.join(str(out), "OR")
 
 
-def sequences(folder):
-    """Invoice -> its stock codes in order."""
+def stock_codes(folder):
+    """Invoice -> list of its stock codes in order, also of those that are cut off from long histories."""
 
     def raw(end):
         with open(os.path.join(folder, f"OR.{end}"), encoding="utf-8") as file:
             return {index: raw for raw, index in (line.rstrip("\n").split("\t") for line in file)}
 
     users, items = raw("user2index"), raw("item2index")
-    with open(os.path.join(folder, "OR.test.inter"), encoding="utf-8") as file:
-        rows = [line.rstrip("\n").split("\t") for line in file][1:]
-    return {
-        users[user]: "".join(items[item] for item in [*history.split(" "), target]) for user, history, target in rows
-    }
+    targets, shortest = {}, {}
+    for split in ("test", "valid", "train"):  # the rows of a user, from the longest history to that of one item
+        with open(os.path.join(folder, f"OR.{split}.inter"), encoding="utf-8") as file:
+            for user, history, target in [line.rstrip("\n").split("\t") for line in file][1:]:
+                targets.setdefault(user, []).append(items[target])
+                shortest[user] = items[history.split(" ")[0]]
+    return {users[user]: [shortest[user], *reversed(found)] for user, found in targets.items()}
+
+
+def sequences(folder):
+    """Invoice -> its stock codes in order, as one string."""
+    return {invoice: "".join(codes) for invoice, codes in stock_codes(folder).items()}
 
 
 def description(folder):
@@ -122,6 +129,26 @@ def test_cancellations_on_demand_are_left_out(tmp_path):
     assert description(folder)["left_out"] == {"rows without a description": 2, "rows of cancelled invoices": 3}
 
 
+def test_repeated_lines_agree_in_invoice_stock_code_quantity_and_date(tmp_path):
+    lines = [  # stock code, hour, quantity
+        ("A", "8:26", "6"),
+        ("B", "8:26", "6"),
+        ("A", "8:26", "6"),  # repeats the first
+        ("A", "8:26", "-6"),
+        ("A", "8:26", ""),
+        ("A", "8:26", " "),  # repeats the one before
+        ("A", "8:27", "6"),
+        ("A", "8:26", "-6 "),  # repeats the fourth
+    ]
+    rows = [("1", code, f"text {code}", "12/1/2010", hour) for code, hour, _ in lines]
+    rows += [("2", *row[1:]) for row in rows]
+    folder = run(tmp_path, kaggle(rows, quantities=[quantity for *_, quantity in lines] * 2).encode())
+    assert sequences(folder) == {"1": "ABAAA", "2": "ABAAA"}
+    about = description(folder)
+    assert [step["interactions"] for step in about["steps"][:2]] == [16, 10]
+    assert about["rules"]["repeated_rows"] == ["user", "item", "timestamp", "quantity"]
+
+
 def test_published_style(tmp_path):
     folder = run(tmp_path, kaggle().encode("latin-1"), "--text_style", "published")
     with open(f"{folder}/OR.text", encoding="utf-8") as file:
@@ -160,6 +187,7 @@ def test_malformed_rows_are_left_out_only_if_allowed(tmp_path, refused):
         (b"\x89PNG\r\n\x1a\n" + bytes(99), "no column StockCode"),
         (gzip.compress(kaggle().encode(), mtime=0)[:-20], "damaged"),
         (b"item,user\n1,2\n", "no column StockCode; found item, user"),
+        (kaggle(header=[*HEADER[:3], "Count", *HEADER[4:]]).encode(), "no column Quantity; found InvoiceNo"),
         (kaggle(header=["InvoiceNr", *HEADER[1:]]).encode(), "no column InvoiceNo; found InvoiceNr"),
         (kaggle([]).encode(), "holds no timestamp"),
         (kaggle([(*row[:3], "soon", "") for row in ROWS]).encode(), "'soon' is not a timestamp"),
