@@ -31,6 +31,7 @@ from layers.items import ItemTable, distinct_ids
 from layers.losses import catalogue_cross_entropy, cross_entropy, draw_negatives, in_batch_contrastive, keep_local
 from layers.ranking import ranks_in_blocks
 from layers.sparse_logits import SparseLogits
+from layers.whitening import DomainWhitening
 
 STAGES = ("pretrain", "inductive_ft", "transductive_ft")
 
@@ -148,9 +149,11 @@ class UniSRec(AllPositions, SASRec):
             del self.item_embedding
         elif self.sampled_negatives:
             self.item_embedding.sparse = True  # a step changes few rows
+        self.whitening = DomainWhitening(self.features.domain_tables()) if config["whiten_texts"] else None
         if self.train_stage != "pretrain":
+            texts = self.features.table() if self.whitening is None else self.whitening.whiten_table(self.features.table())
             # A buffer moves to the GPU with the model. It is not saved: features belong to the data, not the checkpoint
-            self.register_buffer("plm_embedding", self.features.table(), persistent=False)
+            self.register_buffer("plm_embedding", texts, persistent=False)
         self._evaluation = None  # during an evaluation: (unit vectors [N, H], their norms [N, 1]) of all items
 
     # -- items ---------------------------------------------------------------------------------------------------------
@@ -165,7 +168,8 @@ class UniSRec(AllPositions, SASRec):
             float [U, H]
         """
         if self.train_stage == "pretrain":
-            return self.moe_adaptor(self.features.lookup(ids))
+            texts = self.features.lookup(ids)
+            return self.moe_adaptor(texts if self.whitening is None else self.whitening(texts, ids))
         vectors = self.moe_adaptor(self.plm_embedding[ids - 1].float())
         return vectors + self.item_embedding(ids) if self.train_stage == "transductive_ft" else vectors
 

@@ -56,6 +56,10 @@ class HistoryBias(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(size))
 
+    def switch_off(self) -> None:
+        """Set all values to 0."""
+        nn.init.zeros_(self.weight)
+
     def values(self) -> Tensor:
         """The logit of each recency, float [size]."""
         return self.weight * STEP
@@ -82,6 +86,10 @@ class HistoryMean(nn.Module):
         recencies = torch.arange(float(max_length)).clamp(max=12)
         self.recency = nn.Parameter(math.log(decay) * recencies / STEP)
         self.weight = nn.Parameter(torch.tensor(1 / STEP))
+
+    def switch_off(self) -> None:
+        """Set w to 0. It can still be learned."""
+        nn.init.zeros_(self.weight)
 
     def scored(self, vectors: Sequence[Tensor], scored: Sequence[Tensor]) -> Tensor:
         """The means up to the scored positions: per bucket float [B, L, H] and int64 [P_b] -> float [P, H]."""

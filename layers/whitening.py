@@ -1,6 +1,7 @@
 """Whitening with the statistics of a catalogue. U items, N items of the catalogue, D text width."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +72,42 @@ class Whitening(nn.Module):
         """Text vectors, float [U, D], to whitened unit vectors, float32 [U, D]. A vector that becomes 0 stays 0."""
         centred = F.normalize(features.float(), dim=-1) - self.mean
         return F.normalize(centred @ self.matrix, dim=-1)
+
+
+class DomainWhitening(nn.ModuleList):
+    """A `Whitening` for each domain, with the statistics of its items.
+
+    Args:
+        tables: the text vectors of each domain, float [N_d, D].
+    """
+
+    def __init__(self, tables: Sequence[Tensor]):
+        super().__init__(Whitening(table.size(1)).fit(table) for table in tables)
+        # the first id of the next domain. A buffer moves to the GPU with the model
+        self.register_buffer("_ends", torch.tensor([len(table) for table in tables]).cumsum(0) + 1, persistent=False)
+
+    def forward(self, vectors: Tensor, ids: Tensor) -> Tensor:
+        """Whiten the text vectors of items of any domains.
+
+        Args:
+            vectors: float [U, D].
+            ids: int64 [U]. The ids of the domains follow one another from 1 to N. Id N + i is item i again.
+
+        Returns:
+            float32 [U, D], of unit length.
+        """
+        ends: Any = self._ends
+        domains = torch.searchsorted(ends, (ids - 1) % (ends[-1] - 1) + 1, right=True)
+        whitened = torch.empty_like(vectors, dtype=torch.float32)
+        for domain in domains.unique().tolist():
+            here = domains == domain
+            whitened[here] = self[domain](vectors[here])
+        return whitened
+
+    def whiten_table(self, table: Tensor) -> Tensor:
+        """The whitened text vectors of the catalogue of a single domain: [N, D] -> float32 [N, D]."""
+        (whitening,) = self
+        return torch.cat([whitening(block) for block in table.split(_ROWS_AT_ONCE)])
 
 
 def _unit_blocks(features: Tensor) -> Iterator[Tensor]:
