@@ -61,7 +61,7 @@ class Interactions:
         return len(self.user)
 
     def take(self, rows: np.ndarray) -> "Interactions":
-        """Select rows by ascending indices or by a mask."""
+        """Select rows by indices or by a mask."""
         parts = (self.user[rows], self.item[rows], self.timestamp[rows], self.position[rows])
         return Interactions(*parts, self.users, self.items, None if self.quantity is None else self.quantity[rows])
 
@@ -159,12 +159,19 @@ class OrderedInteractions:
     items: pl.Series
 
 
-def order_interactions(rows: Interactions) -> OrderedInteractions:
+def order_interactions(rows: Interactions, tie_seed: int | None = None) -> OrderedInteractions:
     """Sort the interactions by user and time, and number users and items.
 
-    Interactions of a user at the same time are sorted by position in the file. Users are numbered in the order of their
-    first row. Items are numbered in the order in which they first appear in the sorted interactions.
+    Users are numbered in the order of their first row. Items are numbered in the order in which they first appear in
+    the sorted interactions.
+
+    Args:
+        rows: the interactions.
+        tie_seed: seed of the random order of the interactions of a user with the same timestamp. None: they are sorted
+            by position in the file.
     """
+    if tie_seed is not None:
+        rows = rows.take(np.random.default_rng(tie_seed).permutation(len(rows)))  # the sort below is stable
     by_user = _sort_by_user_and_time(rows.user, rows.timestamp)
     user, position = rows.user[by_user], rows.position[by_user]
     starts = np.flatnonzero(np.append(True, user[1:] != user[:-1]))

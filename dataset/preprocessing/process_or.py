@@ -6,6 +6,9 @@ Reads the CSV file from Kaggle and the CSV export of UCI's workbook, with commas
 text of an item is its description in lower case. Rows without a description are left out and counted. Rows with the
 same invoice, stock code, quantity and date count once. Cancelled invoices, whose numbers begin with a C, are kept as in
 the published data set.
+
+The rows of an invoice share one date. By default they stay in the order of the file. The published data set has them in
+an arbitrary order, `--ties shuffle` in a random one.
 """
 
 import argparse
@@ -64,8 +67,10 @@ def process_or(options: argparse.Namespace) -> None:
             "encoding": encoding,
             "timestamp_format": options.timestamp_format,
             "drop_cancellations": options.drop_cancellations,
+            "ties": options.ties,
         },
         left_out,
+        tie_seed=options.seed if options.ties == "shuffle" else None,
     )
 
 
@@ -132,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--drop_cancellations", action="store_true", help="leave out cancelled invoices")
     parser.add_argument("--timestamp_format", metavar="FORMAT",
                         help="such as '%%d.%%m.%%Y %%H:%%M' (default: derived from the values)")  # fmt: skip
+    parser.add_argument("--ties", choices=("file", "shuffle"), default="file",
+                        help="rows of an invoice with the same date: file keeps the order of the file, shuffle draws a "
+                             "random one, seeded by --seed (default: file)")  # fmt: skip
     add_processing_options(parser)
     return parser
 
