@@ -6,10 +6,11 @@
     pre-training: contrastive losses over several domains                                         (section 2.2)
     fine-tuning: cross entropy over the catalogue of one domain; the score is a cosine            (section 2.3)
 
-Four parts are not in the paper. `props/published.yaml` switches them off:
+Five parts are not in the paper. `props/published.yaml` switches them off:
 
     whitened texts: the text vectors of a domain are whitened with their own covariance (layers/whitening.py)
     cosine start: at first, the adaptor keeps the cosines between the text vectors
+    spectral ids: id embeddings start from the co-occurrence of items instead of noise (layers/item_to_item.py)
     history mean: the mean of the history's items is added to the sequence representation (layers/history.py)
     history bias: a learned number is added to the scores of the items of the history (layers/history.py)
 
@@ -27,12 +28,14 @@ from torch import Tensor, nn
 
 from layers.encoder import AllPositions, RowsAsBatch
 from layers.history import HistoryBias, HistoryMean, history_entries
+from layers.item_to_item import spectral_vectors
 from layers.items import ItemTable, distinct_ids
 from layers.losses import catalogue_cross_entropy, cross_entropy, draw_negatives, in_batch_contrastive, keep_local
 from layers.ranking import ranks_in_blocks
 from layers.sparse_logits import SparseLogits
 from layers.whitening import DomainWhitening
 
+ID_LENGTH = 0.3  # root mean square length of spectral id embeddings. An adapted text has about the length 1
 STAGES = ("pretrain", "inductive_ft", "transductive_ft")
 
 
@@ -145,6 +148,8 @@ class UniSRec(AllPositions, SASRec):
         self.history_mean = HistoryMean(self.max_seq_length) if config["history_mean"] else None
         with_bias = config["history_bias"] and self.train_stage != "pretrain"
         self.history_bias = HistoryBias(config["history_bias"]) if with_bias else None
+        self.id_dropout = config["id_dropout_prob"]
+        self.id_start = config["id_start"]
         if self.train_stage != "transductive_ft":
             del self.item_embedding
         elif self.sampled_negatives:
@@ -171,7 +176,22 @@ class UniSRec(AllPositions, SASRec):
             texts = self.features.lookup(ids)
             return self.moe_adaptor(texts if self.whitening is None else self.whitening(texts, ids))
         vectors = self.moe_adaptor(self.plm_embedding[ids - 1].float())
-        return vectors + self.item_embedding(ids) if self.train_stage == "transductive_ft" else vectors
+        if self.train_stage == "inductive_ft":
+            return vectors
+        # an item loses its whole id embedding, so that the text has to represent it
+        kept = F.dropout(torch.ones_like(vectors[:, :1]), self.id_dropout, self.training).sign()
+        return vectors + self.item_embedding(ids) * kept
+
+    @torch.no_grad()
+    def start_ids(self, sequences) -> None:
+        """Start the id embeddings from the training sequences, unless `id_start` is `normal` or there are none.
+
+        Args:
+            sequences: `dataset.sequences("train")`.
+        """
+        if self.train_stage == "transductive_ft" and self.id_start == "spectral":
+            vectors = spectral_vectors(sequences, self.n_items - 1, self.hidden_size)
+            self.item_embedding.weight[1:] = ID_LENGTH * vectors
 
     def item_table(self) -> Tensor:
         """The representation of every item of the catalogue, float [N, H]. Row i is item i + 1."""

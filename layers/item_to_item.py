@@ -100,6 +100,37 @@ def ease_weights(sequences: "Sequences", n_items: int, reg_weight: float) -> Ten
     return inverse.div_(-inverse.diagonal().clone()).fill_diagonal_(0)
 
 
+def spectral_vectors(
+    sequences: "Sequences", n_items: int, size: int, window: int = 5, decay: float = 0.7, damping: float = 5.0
+) -> Tensor:
+    """Vectors of items whose inner products approximate how often two items occur near each other.
+
+    They are the leading singular vectors of the symmetric transition counts, which `normalized_transitions` divides by
+    the degrees, times the square roots of the singular values. An item that occurs in no training sequence has the
+    vector 0. The decomposition is randomized (Halko, Martinsson and Tropp, SIAM Review 53, 2011): it needs products of the
+    sparse matrix with few vectors.
+
+    Args:
+        sequences: the training sequences.
+        n_items: N.
+        size: H.
+        window, decay: see `transition_counts`.
+        damping: see `normalized_transitions`. It makes the vectors of rare items shorter.
+
+    Returns:
+        float32 [N, H]. The root mean square of the lengths of all rows is 1. If N < H, the last H - N columns are 0.
+    """
+    from sklearn.utils.extmath import randomized_svd  # 1 s to import, and few runs need it
+
+    counts = transition_counts(sequences, n_items, window, decay, backward=1.0)
+    matrix = normalized_transitions(counts, damping)
+    # always the same random numbers: processes and seeds of a training share the vectors
+    left, values, _ = randomized_svd(matrix, min(size, n_items), n_iter=6, random_state=0)
+    vectors = torch.from_numpy(left * np.sqrt(values)).float()
+    vectors = F.pad(vectors, (0, size - vectors.size(1)))
+    return vectors / vectors.square().sum(1).mean().sqrt().clamp(min=1e-12)
+
+
 def recency_weights(history: Tensor, lengths: Tensor, decay: float) -> Tensor:
     """Weights of the items of a history: 1 for the newest position, then decay, decay^2, ...
 

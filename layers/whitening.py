@@ -70,8 +70,9 @@ class Whitening(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Text vectors, float [U, D], to whitened unit vectors, float32 [U, D]. A vector that becomes 0 stays 0."""
-        centred = F.normalize(features.float(), dim=-1) - self.mean
-        return F.normalize(centred @ self.matrix, dim=-1)
+        with torch.autocast(features.device.type, enabled=False):
+            centred = F.normalize(features.float(), dim=-1) - self.mean
+            return F.normalize(centred @ self.matrix, dim=-1)
 
 
 class DomainWhitening(nn.ModuleList):
