@@ -63,6 +63,7 @@ MODELS = {
     **_recbole("GRU4RecKG KSR", needs=(GRAPH,)),
     **_recbole("FDSA S3Rec", needs=(TEXT,), implemented=False),
     "SASRec": Baseline("baselines.sasrec:SASRec", ignores_padding=True),
+    "SASRecHistory": Baseline("baselines.sasrec:SASRecHistory", ignores_padding=True),
     "Popularity": Baseline("baselines.untrained:Popularity", ignores_padding=True, trains=False),
     "LastText": Baseline("baselines.untrained:LastText", needs=(TEXT,), ignores_padding=True, trains=False),
     "MeanText": Baseline("baselines.untrained:MeanText", needs=(TEXT,), ignores_padding=True, trains=False),

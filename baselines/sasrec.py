@@ -9,7 +9,9 @@ from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender.sasrec import SASRec as RowSASRec
 from torch import Tensor
 
-from layers.encoder import AllPositions
+from layers.encoder import AllPositions, RowsAsBatch
+from layers.history import HistoryBias, history_entries
+from layers.sparse_logits import SparseLogits
 
 
 class SASRec(AllPositions, RowSASRec):
@@ -19,6 +21,42 @@ class SASRec(AllPositions, RowSASRec):
         """Cross entropy over all rows of the id embedding, the padding row included as in RecBole; float []."""
         if isinstance(batch, Interaction):
             return super().calculate_loss(batch)
-        states = self.encode_scored([self.item_embedding(items) for items in batch.items], batch.scored)  # [P, H]
-        losses = F.cross_entropy(states @ self.item_embedding.weight.T, batch.targets, reduction="none")
+        losses = F.cross_entropy(self.logits(batch), batch.targets, reduction="none")
         return losses.mean() if batch.weights is None else (losses * batch.weights).sum() / batch.weights.sum()
+
+    def logits(self, batch) -> Tensor:
+        """The logits of all rows of the id embedding, float [P, N + 1]."""
+        states = self.encode_scored([self.item_embedding(items) for items in batch.items], batch.scored)  # [P, H]
+        return states @ self.item_embedding.weight.T
+
+
+class SASRecHistory(SASRec):
+    """SASRec with the history bias of UniSRec: a learned logit for the items of the history, by recency."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.history_bias = HistoryBias(config["history_bias"])
+
+    def calculate_loss(self, batch) -> Tensor:
+        """Cross entropy as in `SASRec`; float []."""
+        return super().calculate_loss(self._rows(batch) if isinstance(batch, Interaction) else batch)
+
+    def logits(self, batch) -> Tensor:
+        """The logits of all rows of the id embedding, float [P, N + 1]."""
+        return self._history_logits(batch).add_to(super().logits(batch))
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """The score of every item, float [B, N + 1]. Column = item id."""
+        return self._history_logits(self._rows(interaction)).add_to(super().full_sort_predict(interaction))
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """The score of one given item per row, float [B]."""
+        added = self._history_logits(self._rows(interaction)).at(interaction[self.ITEM_ID])
+        return super().predict(interaction) + added
+
+    def _rows(self, interaction):
+        return RowsAsBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], interaction[self.ITEM_ID])
+
+    def _history_logits(self, batch):
+        rows, ids, recencies = history_entries(batch.items, batch.scored)
+        return SparseLogits(rows, ids, self.history_bias(recencies))

@@ -12,6 +12,7 @@ import layers.fast.encoder
 import layers.ranking
 from data import SequenceBatches, batches
 from engine.trainer import Trainer
+from layers.item_to_item import spectral_vectors
 from layers.ranking import expected_ranks
 from layers.whitening import Whitening
 from tests.conftest import MAX_HISTORY, PUBLISHED
@@ -458,6 +459,37 @@ def test_texts_are_whitened_by_domain(folder):
             torch.testing.assert_close(whitened[rows], layer(texts[rows]))
         start += len(table)
     torch.testing.assert_close(model.represent_items(ids), model.moe_adaptor(whitened))
+
+
+def test_ids_start_from_the_training_sequences(folder):
+    model, dataset = open_model("transductive_ft", folder)
+    padding = model.item_embedding.weight[0].clone()
+    model.start_ids(dataset.sequences("train"))
+    expected = 0.3 * spectral_vectors(dataset.sequences("train"), 40, 16)
+    assert torch.equal(model.item_embedding.weight[1:], expected)
+    assert torch.equal(model.item_embedding.weight[0], padding)
+    published, _ = open_model("transductive_ft", folder, **PUBLISHED)
+    before = published.item_embedding.weight.clone()
+    published.start_ids(dataset.sequences("train"))
+    assert torch.equal(published.item_embedding.weight, before)
+
+
+def test_in_training_an_item_may_lose_its_whole_id_embedding(folder):
+    model, _ = open_model("transductive_ft", folder, id_dropout_prob=0.4, adaptor_dropout_prob=0.0)
+    model.moe_adaptor.noise = False
+    ids = torch.arange(1, 41)
+    texts = model.moe_adaptor(model.plm_embedding)
+    whole = texts + model.item_embedding(ids)
+    assert torch.equal(model.represent_items(ids), whole)
+    model.train()
+    torch.manual_seed(0)
+    lost = torch.cat([(model.represent_items(ids) == texts).all(1) for _ in range(50)])
+    assert lost.float().mean().item() == pytest.approx(0.4, abs=0.05)
+    kept = ~lost[-40:]
+    torch.manual_seed(0)
+    for _ in range(50):
+        vectors = model.represent_items(ids)
+    torch.testing.assert_close(vectors[kept], whole[kept])
 
 
 def test_a_cosine_start_keeps_the_cosines_of_the_texts():

@@ -8,7 +8,7 @@ from recbole.model.general_recommender.ease import EASE as RecBoleEASE
 from sklearn.covariance import ledoit_wolf
 
 from baselines.item_to_item import EASE, ItemTransitions, TextAndTransitions
-from baselines.sasrec import SASRec
+from baselines.sasrec import SASRec, SASRecHistory
 from baselines.untrained import LastText, MeanText, Popularity, WhitenedText
 from common.errors import UserError
 from data import SequenceBatches, UniSRecDataset
@@ -47,6 +47,31 @@ def test_sasrec_learns_the_same_from_sequences_as_recbole_from_rows(small):
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=0, atol=1e-5 * float(largest), msg=name)
+
+
+def test_sasrec_with_a_history_bias_adds_it_in_training_and_prediction(small):
+    options = {"hidden_size": 16, "inner_size": 12}
+    plain, dataset, _ = small(SASRec, **options)
+    model, _, _ = small(SASRecHistory, **options, history_bias=2)
+    model.load_state_dict(plain.state_dict(), strict=False)
+    rows = dataset.build()[2][slice(None)]
+    with torch.no_grad():
+        expected = plain.full_sort_predict(rows)
+        torch.testing.assert_close(model.full_sort_predict(rows), expected)
+        model.history_bias.weight.copy_(torch.tensor([-0.2, 0.1]))
+        newest, older = model.history_bias.values().tolist()
+        for row, length in enumerate(rows["item_length"].tolist()):
+            history = rows["item_id_list"][row, :length].flip(0).tolist()
+            for item in set(history):
+                expected[row, item] += newest if history.index(item) == 0 else older
+        torch.testing.assert_close(model.full_sort_predict(rows), expected)
+        given = expected.gather(1, rows["item_id"][:, None])[:, 0]
+        torch.testing.assert_close(model.predict(rows), given)
+        loss = torch.nn.functional.cross_entropy(expected, rows["item_id"])
+    torch.testing.assert_close(model.calculate_loss(Interaction(rows.interaction)), loss)
+    (batch,) = SequenceBatches(dataset.sequences("train"), 10**6, dataset.max_history, 50)
+    model.calculate_loss(batch).backward()
+    assert (model.history_bias.weight.grad != 0).all()
 
 
 def test_popularity_counts_the_training_sequences(small):

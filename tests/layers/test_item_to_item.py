@@ -13,6 +13,7 @@ from layers.item_to_item import (
     ease_weights,
     normalized_transitions,
     recency_weights,
+    spectral_vectors,
     sum_over_history,
     to_torch,
     transition_counts,
@@ -142,3 +143,29 @@ def test_the_sum_over_a_history(sparse):
 def test_a_sparse_matrix_of_scipy_becomes_one_of_torch():
     counts = transition_counts(sequences_of(*random_lists(6)), 8)
     np.testing.assert_array_equal(to_torch(counts).to_dense(), counts.toarray())
+
+
+# -- spectral vectors ------------------------------------------------------------------------------------------------
+
+
+def test_spectral_vectors_multiply_to_the_co_occurrence():
+    """With as many dimensions as items, X X' is the symmetric matrix with its eigenvalues made positive."""
+    sequences = sequences_of(*random_lists(12))
+    matrix = normalized_transitions(transition_counts(sequences, 12, 5, 0.7, 1.0), 5.0).toarray().astype(np.float64)
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
+    values, directions = np.linalg.eigh(matrix)
+    expected = directions * np.abs(values) @ directions.T
+    vectors = spectral_vectors(sequences, 12, 12).double().numpy()
+    np.testing.assert_allclose(vectors @ vectors.T, expected / np.trace(expected) * 12, atol=1e-3)
+
+
+def test_spectral_vectors_have_one_scale_and_leave_unseen_items_at_zero():
+    sequences = sequences_of(*random_lists(12))
+    state = torch.get_rng_state()
+    vectors = spectral_vectors(sequences, 15, 20)  # items 13 to 15 occur nowhere, and columns 16 to 20 are left over
+    assert torch.equal(torch.get_rng_state(), state)
+    assert vectors.dtype == torch.float32 and vectors.shape == (15, 20)
+    assert vectors.square().sum(1).mean().item() == pytest.approx(1.0)
+    assert vectors[12:].abs().max() < 1e-5 and (vectors[:, 15:] == 0).all()
+    assert (vectors[:12].norm(dim=1) > 0.1).all()
+    assert torch.equal(spectral_vectors(sequences, 15, 20), vectors), "always the same"
