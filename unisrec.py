@@ -156,7 +156,9 @@ class UniSRec(AllPositions, SASRec):
             self.item_embedding.sparse = True  # a step changes few rows
         self.whitening = DomainWhitening(self.features.domain_tables()) if config["whiten_texts"] else None
         if self.train_stage != "pretrain":
-            texts = self.features.table() if self.whitening is None else self.whitening.whiten_table(self.features.table())
+            texts = self.features.table()  # [N, D]
+            if self.whitening is not None:
+                texts = self.whitening.whiten_table(texts)
             # A buffer moves to the GPU with the model. It is not saved: features belong to the data, not the checkpoint
             self.register_buffer("plm_embedding", texts, persistent=False)
         self._evaluation = None  # during an evaluation: (unit vectors [N, H], their norms [N, 1]) of all items

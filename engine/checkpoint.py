@@ -16,7 +16,7 @@ from numpy._core.multiarray import scalar
 from common.errors import UserError
 from common.files import atomic_path
 from data.features import made_by_suffix
-from engine.settings import check_predictions_per_row, props_file, read_yaml
+from engine.settings import RECIPES, check_predictions_per_row, props_file, read_yaml
 
 FORMAT = "unisrec-1"
 _EXPERT = "moe_adaptor.experts"
@@ -154,7 +154,7 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
 def _recipe_of(checkpoint):
     """The settings that follow from the recipe that a checkpoint names. Returns a dict."""
     recipe = _stored_settings(checkpoint).get("recipe", PUBLISHED)
-    return read_yaml(props_file("published.yaml")) if recipe == PUBLISHED else {"recipe": recipe}
+    return read_yaml(props_file(RECIPES[recipe])) if recipe in RECIPES else {"recipe": recipe}
 
 
 def _shape_of(checkpoint, recipe):

@@ -30,6 +30,7 @@ COMMAND_PROPS = {  # the files of props/ that each command reads. A later file o
     "baseline": ("overall.yaml",),
 }
 STAGE_PROPS = {"inductive_ft": "inductive_ft.yaml"}  # further defaults of a stage of fine-tuning
+RECIPES = {"published": "published.yaml"}  # files of settings for --config_files, and for checkpoints of that recipe
 SHORT = {"-d": "dataset", "-m": "model", "-p": "pretrained", "-f": "fix_enc"}  # the same in every command
 # keys that RecBole reads, but that have no default in its YAML files
 _RECBOLE_EXTRAS = {"reg_weight", "loss_type"}

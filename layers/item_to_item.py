@@ -107,8 +107,8 @@ def spectral_vectors(
 
     They are the leading singular vectors of the symmetric transition counts, which `normalized_transitions` divides by
     the degrees, times the square roots of the singular values. An item that occurs in no training sequence has the
-    vector 0. The decomposition is randomized (Halko, Martinsson and Tropp, SIAM Review 53, 2011): it needs products of the
-    sparse matrix with few vectors.
+    vector 0. The decomposition is randomized (Halko, Martinsson and Tropp, SIAM Review 53, 2011): it needs products of
+    the sparse matrix with few vectors.
 
     Args:
         sequences: the training sequences.

@@ -227,7 +227,7 @@ def test_ranks_give_the_metrics_of_scores_and_never_overrule_them(small, workpla
     for model_class in (UniSRec, Slow):
         for scores_at_once in (1 << 27, 200):  # all users, and five at a time
             monkeypatch.setattr("engine.evaluate._SCORES", scores_at_once)
-            config = config_for(UniSRec, small, topk=[1, 5, 10], valid_metric="NDCG@10", checkpoint_dir=workplace)
+            config = config_for(UniSRec, small, topk=[1, 5, 20], valid_metric="NDCG@20", checkpoint_dir=workplace)
             dataset = UniSRecDataset(config)
             evaluation = Evaluation(config, dataset)
             torch.manual_seed(0)
@@ -237,7 +237,7 @@ def test_ranks_give_the_metrics_of_scores_and_never_overrule_them(small, workpla
                 1 if scores_at_once > 200 else math.ceil(25 / (200 // dataset.item_num))
             )
             assert model_class is UniSRec or model.calls == len(evaluation.loaders["test"])
-    assert all(metrics == pytest.approx(found[0], abs=1e-12) for metrics in found) and found[0]["recall@10"] > 0
+    assert all(metrics == pytest.approx(found[0], abs=1e-12) for metrics in found) and found[0]["recall@20"] > 0
 
 
 @pytest.mark.parametrize("mode", ["uni5", "pop5"])

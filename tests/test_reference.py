@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.reference import ReferenceUniSRec
 from engine.checkpoint import to_published_layout
-from tests.conftest import MAX_HISTORY, small_config
+from tests.conftest import MAX_HISTORY, PUBLISHED, small_config
 from tests.small_data import write_downstream, write_mixture
 from tests.small_models import one_batch, open_model
 from tests.test_golden import GRADIENT_TOLERANCE, LOSS_TOLERANCE, ids_of, open_stage
@@ -33,7 +33,7 @@ def test_the_model_has_the_loss_and_gradients_of_the_reference(stage, prediction
     """On every row of a training file, no dropout; one prediction a row, where histories are longer than the cut."""
     write_downstream(tmp_path, users=14, cut_length=cut_length, longest=16, repeat=(0, 1, 20))
     write_mixture(tmp_path, users=6, cut_length=cut_length, longest=14)
-    model, dataset = open_model(stage, str(tmp_path))
+    model, dataset = open_model(stage, str(tmp_path), **PUBLISHED)
     count = dataset.catalogue.n_items
     features = dataset.features.lookup(torch.arange(1, count * (2 if stage == "pretrain" else 1) + 1))
     features = torch.cat([torch.zeros_like(features[:1]), features])

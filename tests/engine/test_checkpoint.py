@@ -372,9 +372,7 @@ def test_the_settings_that_shape_the_model_come_from_the_checkpoint(data, tmp_pa
     with caplog.at_level(logging.INFO):
         adopt_settings(adopting, checkpoint, "a.pth")
     assert {key: adopting[key] for key in SHAPE} == OTHER_SHAPE
-    assert (
-        "n_layers 3, n_heads 4, hidden_size 8, inner_size 20" in caplog.text and "does not say" not in caplog.text
-    )
+    assert "n_layers 3, n_heads 4, hidden_size 8, inner_size 20" in caplog.text and "does not say" not in caplog.text
     explicit = config_without_sizes(data, **OTHER_SHAPE)
     adopt_settings(explicit, checkpoint, "a.pth")
     expected = scores_of(checkpoint, explicit)

@@ -40,7 +40,7 @@ def test_a_result_holds_everything_unrounded(tmp_path):
     assert result["metrics"] == METRICS and result["seconds"] == SECONDS and result["rows_per_second"] == 1000.5
     assert (result["model"], result["dataset"], result["train_stage"]) == ("UniSRec", "Tiny", "transductive_ft")
     assert (result["seed"], result["epochs"], result["checkpoint"]) == (2020, 3, "UniSRec.pth")
-    assert (result["run"], result["recipe"], result["text_encoder"]) == ("a1", "published", ENCODER)
+    assert (result["run"], result["recipe"], result["text_encoder"]) == ("a1", "history", ENCODER)
     assert (result["settings"]["learning_rate"], result["settings"]["hidden_size"]) == (0.01, 16)
     assert result["settings"] == config.plain() and result["best_epoch"] == 2
     assert result["peak_memory_mb"] > 50

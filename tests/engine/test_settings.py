@@ -14,6 +14,7 @@ from common.errors import UserError
 from engine.optimizer import _OPTIMIZERS
 from engine.settings import (
     COMMAND_PROPS,
+    RECIPES,
     ROOT,
     STAGE_PROPS,
     Setting,
@@ -21,6 +22,7 @@ from engine.settings import (
     props_file,
     read_chain,
     read_settings,
+    read_yaml,
     settle,
 )
 
@@ -32,7 +34,17 @@ SLOW = {"torch", "recbole", "transformers", "numpy", "pandas"}
 
 
 def test_every_file_of_props_is_read_by_some_command():
-    assert {name for names in COMMAND_PROPS.values() for name in names} | set(STAGE_PROPS.values()) == set(PROPS)
+    of_commands = {name for names in COMMAND_PROPS.values() for name in names}
+    assert of_commands | set(STAGE_PROPS.values()) | set(RECIPES.values()) == set(PROPS)
+
+
+def test_a_recipe_sets_keys_that_have_another_default():
+    for name, file in RECIPES.items():
+        recipe = read_yaml(props_file(file))
+        settled = settle("finetune", {})
+        assert recipe["recipe"] == name != settled.settings["recipe"].default
+        changed = settle("finetune", {"config_files": [props_file(file)]}).values()
+        assert {key: changed[key] for key in recipe} == recipe
 
 
 @pytest.mark.parametrize(
