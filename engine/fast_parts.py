@@ -16,8 +16,9 @@ import layers.fast.encoder
 import layers.fast.experts
 import layers.losses
 from common.errors import UserError
+from layers.adaptor import PWLayer
 from layers.encoder import AllPositions
-from unisrec import PWLayer, UniSRec
+from unisrec import UniSRec
 
 _FEW_ITEMS = 5  # of the catalogue, to compare on
 _LARGE = 1 << 22  # numbers; a larger parameter, an id embedding, keeps its values for the comparison

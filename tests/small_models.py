@@ -7,9 +7,10 @@ import torch.nn.functional as F
 
 from data import SequenceBatches, UniSRecDataset
 from engine.fast_parts import use_fast_parts
+from layers.adaptor import MoEAdaptor
 from layers.history import STEP
 from tests.conftest import small_config
-from unisrec import MoEAdaptor, UniSRec
+from unisrec import UniSRec
 
 UNCHANGED = {"item_drop_ratio": 0.0, "item_drop_coefficient": 0.5}  # a second view that equals the first
 

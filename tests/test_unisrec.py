@@ -12,12 +12,12 @@ import layers.fast.encoder
 import layers.ranking
 from data import SequenceBatches, batches
 from engine.trainer import Trainer
+from layers.adaptor import MoEAdaptor
 from layers.item_to_item import spectral_vectors
 from layers.ranking import expected_ranks
 from layers.whitening import Whitening
 from tests.conftest import MAX_HISTORY, PUBLISHED
 from tests.small_models import adaptor, assert_same_gradients, gradients, one_batch, open_model
-from unisrec import MoEAdaptor
 
 # -- adaptor -------------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from data import UniSRecDataset
 from engine.building import build_model
 from engine.config import build_config
 from engine.fast_parts import use_fast_parts
+from layers.adaptor import PWLayer
 from layers.encoder import AllPositions
 from tests.small_models import (
     adaptor,
@@ -31,7 +32,7 @@ from tests.small_models import (
     one_batch,
     open_model,
 )
-from unisrec import PWLayer, UniSRec
+from unisrec import UniSRec
 
 
 def is_fast(module, name):
