@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Adam moves every parameter by about the learning rate per step. Logits and weights of a sum have to move further than
-# the entries of a weight matrix. So the parameters of this file are stored divided by this number.
-STEP = 30.0
+# Adam moves every parameter by about the learning rate per step. The parameters of this file have to move further than
+# the entries of a weight matrix, so they are stored divided by these numbers.
+BIAS_STEP = 300.0  # logits: with the default learning rate of 0.001, a step moves them by at most about 0.3
+MEAN_STEP = 30.0  # weights of a mean and their logarithms
 
 
 def history_entries(items: Sequence[Tensor], scored: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,7 +63,7 @@ class HistoryBias(nn.Module):
 
     def values(self) -> Tensor:
         """The logit of each recency, float [size]."""
-        return self.weight * STEP
+        return self.weight * BIAS_STEP
 
     def forward(self, recencies: Tensor) -> Tensor:
         """int64 [Z] -> float [Z]."""
@@ -84,8 +85,8 @@ class HistoryMean(nn.Module):
         super().__init__()
         # no weight is so small at first that it cannot grow
         recencies = torch.arange(float(max_length)).clamp(max=12)
-        self.recency = nn.Parameter(math.log(decay) * recencies / STEP)
-        self.weight = nn.Parameter(torch.tensor(1 / STEP))
+        self.recency = nn.Parameter(math.log(decay) * recencies / MEAN_STEP)
+        self.weight = nn.Parameter(torch.tensor(1 / MEAN_STEP))
 
     def switch_off(self) -> None:
         """Set w to 0. It can still be learned."""
@@ -109,7 +110,7 @@ class HistoryMean(nn.Module):
 
     def _weights(self, recencies):
         """exp(a_k) for recencies k, 0 for negative ones, shaped like `recencies`."""
-        return (self.recency * STEP).exp()[recencies.clamp(min=0)] * (recencies >= 0)
+        return (self.recency * MEAN_STEP).exp()[recencies.clamp(min=0)] * (recencies >= 0)
 
     def _scaled(self, sums):
-        return self.weight * STEP * math.sqrt(sums.size(-1)) * F.normalize(sums, dim=-1)
+        return self.weight * MEAN_STEP * math.sqrt(sums.size(-1)) * F.normalize(sums, dim=-1)

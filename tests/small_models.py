@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from data import SequenceBatches, UniSRecDataset
 from engine.fast_parts import use_fast_parts
 from layers.adaptor import MoEAdaptor
-from layers.history import STEP
+from layers.history import BIAS_STEP
 from tests.conftest import small_config
 from unisrec import UniSRec
 
@@ -28,7 +28,7 @@ def open_model(stage, folder, fast=True, **options):
     if fast:
         use_fast_parts(model)
     for name, parameter in model.named_parameters():  # large enough that every part matters
-        parameter.data.normal_(0.0, 0.2 / STEP if name.startswith("history_") else 0.2)
+        parameter.data.normal_(0.0, 0.2 / BIAS_STEP if name.startswith("history_") else 0.2)
     return model, dataset
 
 

@@ -58,7 +58,7 @@ def test_sasrec_with_a_history_bias_adds_it_in_training_and_prediction(small):
     with torch.no_grad():
         expected = plain.full_sort_predict(rows)
         torch.testing.assert_close(model.full_sort_predict(rows), expected)
-        model.history_bias.weight.copy_(torch.tensor([-0.2, 0.1]))
+        model.history_bias.weight.copy_(torch.tensor([-0.02, 0.01]))
         newest, older = model.history_bias.values().tolist()
         for row, length in enumerate(rows["item_length"].tolist()):
             history = rows["item_id_list"][row, :length].flip(0).tolist()

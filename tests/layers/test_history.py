@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from layers.history import STEP, HistoryBias, HistoryMean, history_entries
+from layers.history import BIAS_STEP, MEAN_STEP, HistoryBias, HistoryMean, history_entries
 
 # histories [7], [7 8 7], [8 8], [5 6]; the first bucket has two sequences with three scored positions
 ITEMS = [torch.tensor([[7, 8, 7], [8, 8, 0]]), torch.tensor([[5, 6]])]
@@ -60,7 +60,7 @@ def test_a_batch_without_scored_positions_has_no_entries():
 
 def test_the_bias_of_old_items_is_shared():
     bias = HistoryBias(3)
-    bias.weight.data = torch.tensor([-3.0, -2.0, -1.0]) / STEP
+    bias.weight.data = torch.tensor([-3.0, -2.0, -1.0]) / BIAS_STEP
     torch.testing.assert_close(bias(torch.tensor([0, 1, 2, 3, 40])), torch.tensor([-3.0, -2.0, -1.0, -1.0, -1.0]))
 
 
@@ -68,15 +68,15 @@ def mean_by_loop(layer, vectors):
     """The formula of `HistoryMean` for one history, vectors float [n, H], oldest first."""
     total = 0.0
     for recency, vector in enumerate(vectors.flip(0)):
-        total = total + torch.exp(layer.recency[recency] * STEP) * F.normalize(vector, dim=0)
-    return layer.weight * STEP * math.sqrt(vectors.size(1)) * F.normalize(total, dim=0)
+        total = total + torch.exp(layer.recency[recency] * MEAN_STEP) * F.normalize(vector, dim=0)
+    return layer.weight * MEAN_STEP * math.sqrt(vectors.size(1)) * F.normalize(total, dim=0)
 
 
 def test_means_are_those_of_a_loop():
     torch.manual_seed(0)
     layer = HistoryMean(9)
-    layer.recency.data += torch.randn(9) / STEP
-    layer.weight.data.fill_(0.7 / STEP)
+    layer.recency.data += torch.randn(9) / MEAN_STEP
+    layer.weight.data.fill_(0.7 / MEAN_STEP)
     items, scored, _ = random_buckets()
     vectors = [torch.randn(*bucket.shape, 6) for bucket in items]
     expected = [
@@ -98,7 +98,7 @@ def test_the_last_mean_is_the_scored_one_at_the_last_position():
 
 def test_at_first_the_mean_decays_and_has_the_length_of_a_state():
     layer = HistoryMean(50, decay=0.5)
-    ratio = (layer.recency[1] * STEP).exp() / (layer.recency[0] * STEP).exp()
+    ratio = (layer.recency[1] * MEAN_STEP).exp() / (layer.recency[0] * MEAN_STEP).exp()
     assert ratio.item() == pytest.approx(0.5)
     vectors = torch.randn(1, 50, 300)
     assert layer.last(vectors, torch.tensor([50])).norm().item() == pytest.approx(math.sqrt(300), rel=1e-4)
