@@ -4,7 +4,8 @@
     python benchmarks/speed.py -d Scientific -m BTS [--data DIR]       # DIR contains downstream/ and pretrain/
     python benchmarks/speed.py -d Scientific --parts finetune,startup
 
-The reference (reference.py) computes as the published code does. It encodes one row per prefix, padded to 50 items. It
+The reference (reference.py) computes as the published code does, so it is compared with the recipe of the paper. The part
+`recipes` compares this recipe with the default one. The reference encodes one row per prefix, padded to 50 items. It
 adapts every position, one expert after the other. It computes the item table again for every batch of an evaluation.
 One of its steps takes up to a minute. Each measurement runs in a process of its own, whose peak memory is reported.
 """
@@ -80,6 +81,18 @@ def predictions_per_row(options: argparse.Namespace) -> None:
         print(f"{label:40}{rate:9,.0f} predictions/s   {rate / rates[1]:.1f} x rows", flush=True)
 
 
+def recipes(options: argparse.Namespace) -> None:
+    """The default recipe compared with the recipe of the paper: training in both stages, and evaluation."""
+    for label, unit, measure, stage in (
+        *((f"fine-tuning, {stage}", "predictions", "finetune_ours", stage) for stage in FINETUNING),
+        ("evaluation, full ranking", "users", "evaluate_ours", "transductive_ft"),
+    ):
+        own, published = (_run(options, measure, stage, recipe=recipe) for recipe in ("default", "published"))
+        print(f"{label:40}{own['rate']:9,.0f} {unit}/s {own['peak_gb']:5.2f} GB   published recipe "
+              f"{published['rate']:9,.0f}/s {published['peak_gb']:5.2f} GB   {own['rate'] / published['rate']:5.2f} x",
+              flush=True)  # fmt: skip
+
+
 def _compare(label, unit, options, ours, reference, stage):
     fast, slow = _run(options, ours, stage), _run(options, reference, stage)
     print(f"{label:40}{fast['rate']:9,.0f} {unit}/s {fast['peak_gb']:5.2f} GB   reference {slow['rate']:7,.1f}/s "
@@ -90,12 +103,12 @@ def _print_seconds(label, result):
     print(f"{label:40}{result['seconds']:9.2f} s   {result['peak_gb']:5.2f} GB", flush=True)
 
 
-def _run(options, measure, stage, predictions_per_row=None):
+def _run(options, measure, stage, predictions_per_row=None, recipe="published"):
     """One measurement in a process of its own. Returns dict."""
     return run_measurement(
         os.path.abspath(__file__),
         ["-d", options.dataset, "-m", options.mixture, "--data", options.data, "--seconds", options.seconds]
-        + ["--measure", measure, "--stage", stage]
+        + ["--measure", measure, "--stage", stage, "--recipe", recipe]
         + (["--predictions_per_row", predictions_per_row] if predictions_per_row else []),
     )
 
@@ -118,6 +131,8 @@ def _open(options):
     folder = os.path.join(options.data, "pretrain" if pretrain else "downstream")
     name = options.mixture if pretrain else options.dataset
     settings = {"predictions_per_row": options.predictions_per_row} if options.predictions_per_row else {}
+    if options.recipe == "published":
+        settings["config_files"] = [os.path.join(PROJECT, "props", "published.yaml")]
     return open_data(options.stage, folder, name, **settings)
 
 
@@ -236,6 +251,7 @@ _PARTS = {
     "startup": startup,
     "load": loading,
     "predictions_per_row": predictions_per_row,
+    "recipes": recipes,
 }
 _MEASURES = {
     "finetune_ours": _train,
@@ -263,6 +279,7 @@ def _parser():
     parser.add_argument("--measure", choices=_MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--predictions_per_row", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--recipe", choices=("default", "published"), help=argparse.SUPPRESS)
     return parser
 
 
