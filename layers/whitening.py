@@ -18,8 +18,8 @@ class Whitening(nn.Module):
 
     The covariance is shrunk towards a multiple of the identity, so that the layer also works with fewer items than
     dimensions. The amount of shrinkage is that of Ledoit and Wolf (Journal of Multivariate Analysis 88, 2004).
-    scikit-learn's `ledoit_wolf` computes the same, but needs several copies of the table. Here the sums run over blocks of
-    rows. No sample is needed: of the fourth moments, the formula reads only the mean of |x|^4 over the
+    scikit-learn's `ledoit_wolf` computes the same, but needs several copies of the table. Here the sums run over
+    blocks of rows. No sample is needed: of the fourth moments, the formula reads only the mean of |x|^4 over the
     centred rows x.
 
     Before `fit`, the layer only cuts to unit length. The statistics are buffers, so they are saved with the model.
