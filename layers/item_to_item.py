@@ -96,7 +96,7 @@ def ease_weights(sequences: "Sequences", n_items: int, reg_weight: float) -> Ten
     gram.diagonal().add_(reg_weight)
     factor = torch.linalg.cholesky(gram)
     del gram  # at most two matrices at a time
-    inverse = torch.cholesky_inverse(factor)
+    inverse = torch.cholesky_inverse(factor).mT  # symmetric; transposed, its rows lie together in memory
     return inverse.div_(-inverse.diagonal().clone()).fill_diagonal_(0)
 
 
