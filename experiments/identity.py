@@ -95,7 +95,7 @@ def _file_hash(path):
     return _hash_of_version(path, status.st_size, status.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _hash_of_version(path, size, changed):
     return file_sha256(path)
 
@@ -125,7 +125,7 @@ def code_hash(run: Run) -> str:
     return hashlib.sha256(f"{entry} {sorted(seen.values())}".encode()).hexdigest()[:_DIGITS]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _read_code(path: str, changed: int) -> tuple[str, tuple[str, ...]]:
     """The hash of a Python file without comments, docstrings and format, and the modules that the file imports."""
     with open(path, encoding="utf-8") as file:

@@ -233,31 +233,38 @@ def plan_runs(experiment: Experiment, data_path: str | None = None) -> list[Run]
     Raises:
         UserError: an unknown model or setting, a wrong value, or a column that the runs do not measure.
     """
+    settled = {row.label: _settle(experiment, row) for row in experiment.rows}
+    known = {key for _, _, values in settled.values() for key in values}
+    for key in experiment.settings:
+        if key not in known:
+            raise UserError(f"{experiment.path}: settings: no row has a setting {key!r}{did_you_mean(key, known)}")
     runs = []
     for number, seed in enumerate(experiment.seeds):
         for dataset in experiment.datasets:
             for row in experiment.rows:
                 if number == 0 or row.model not in MODELS or MODELS[row.model].trains:
-                    runs.append(_run(experiment, row, dataset, seed, data_path))
-    known = {key for run in runs for key in run.settings} | _PATHS
-    for key in experiment.settings:
-        if key not in known:
-            raise UserError(f"{experiment.path}: settings: no row has a setting {key!r}{did_you_mean(key, known)}")
+                    runs.append(_run(row, dataset, seed, data_path, *settled[row.label]))
     return runs
 
 
-def _run(experiment, row, dataset, seed, data_path):
+def _settle(experiment, row):
+    """The file of the command of a row, the settings that are given, and every setting with its value."""
     try:
         command, kind, recbole, own = _command(row)
         known = settle(kind, {}, recbole, own).settings
         given = {key: value for key, value in experiment.settings.items() if key in known} | row.settings
-        values = settle(kind, given | {"seed": seed} | _row_options(row), recbole, own).values()
+        options = given | _row_options(row) | {"seed": max(experiment.seeds)}
+        values = settle(kind, options, recbole, own).values()
     except UserError as error:
         raise UserError(f"{experiment.path}: row {row.label!r}: {error}") from None
     _check_columns(experiment, row, values)
+    return command, given, values
+
+
+def _run(row, dataset, seed, data_path, command, given, values):
     folder = data_path or _in_project(values["data_path"])
     given, values = ({key: part[key] for key in part.keys() - _PATHS} for part in (given, values))
-    return Run(row, dataset, seed, command, folder, given, values)
+    return Run(row, dataset, seed, command, folder, given, values | {"seed": seed})
 
 
 def _command(row):

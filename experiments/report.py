@@ -8,6 +8,7 @@ from common.files import atomic_path, write_json
 SIGNIFICANT = 0.01  # differences with a smaller p-value are marked
 _UPPER = ("ndcg", "mrr", "map")
 _GROUP_METRIC = "ndcg@10"
+_CAPTION = "Mean and standard error over seeds. ▲▼ better, worse than the row in orange, p < .01 (see table.md)."
 _COLORS = {"UniSRec": "tab:blue", "other": "tab:gray", "compared": "tab:orange"}
 
 
@@ -42,9 +43,15 @@ def _format_dataset(table, name, dataset):
     rows = dataset["rows"]
     letters = _letters(rows)
     best = {column: _best(rows, column) for column in map(tuple, table["columns"])}
-    split = ", ".join(dict.fromkeys(split for split, _ in table["columns"]))
+    all_test = all(split == "test" for split, _ in table["columns"])
     size = f" ({dataset['users']:,} users, {dataset['items']:,} items)" if dataset["users"] else ""
-    heads = [f"{name}, {split}{size}", *map(_head, table["columns"]), "seeds", "best epoch", "seconds"]
+    heads = [
+        f"{name}{', test' if all_test else ''}{size}",
+        *map(_head, table["columns"]),
+        "seeds",
+        "best epoch",
+        "seconds",
+    ]
     heads += ["vs."] if letters else []
     lines = [_line(heads), _line(["---"] * len(heads))]
     for label, row in rows.items():
@@ -194,6 +201,7 @@ def draw(table: dict[str, Any], path: str) -> None:
         _draw_panel(axes, dataset["rows"], split, metric)
         axes.set_xlabel(f"{_head(('test', metric))} on {name} ({split})")
     panels[0][0].invert_yaxis()
+    figure.suptitle(_CAPTION, fontsize=8, color="dimgray")
     figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

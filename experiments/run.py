@@ -232,7 +232,7 @@ class Runner:
         for run in self.failed:
             print(f"failed: {run}", file=sys.stderr)
         if waiting and self.deadline is not None:
-            print(f"time limit: {len(waiting)} runs were not started; run the same command again")
+            print(f"the time is up: {len(self.left)} of {len(self.runs)} runs are left; start the same command again")
 
 
 class Job:
