@@ -7,13 +7,10 @@ experiments/README.md describes the YAML file and the files that the command wri
 import argparse
 import contextlib
 import datetime
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from typing import IO, Any
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, PROJECT)  # so that the script finds the project's modules from any working folder
@@ -21,11 +18,12 @@ sys.path.insert(0, PROJECT)  # so that the script finds the project's modules fr
 from common.errors import UserError, did_you_mean, run_command  # noqa: E402
 from engine.settings import ROOT, Setting  # noqa: E402
 from experiments.identity import code_hash, describe, run_name  # noqa: E402
+from experiments.job import Job, command_line, machine, threads  # noqa: E402
 from experiments.plan import Experiment, Run, plan_runs, read_experiment  # noqa: E402
 from experiments.store import Finished, Store  # noqa: E402
 
-CHILD = os.path.join(PROJECT, "experiments", "child.py")
 INCOMPLETE = 75  # exit code: stopped before the end, start it again (EX_TEMPFAIL, as `common.processes.PREEMPTED`)
+CLEAR = "\r\033[K"  # clears the line of a terminal
 _POLL = 0.1  # seconds
 _STOPPING = 20  # seconds until a process that does not react to SIGTERM is killed
 
@@ -73,7 +71,7 @@ class Runner:
         output: str,
         workers: int = 1,
         minutes: float | None = None,
-        rerun: set[str] = frozenset(),
+        rerun: frozenset[str] = frozenset(),
     ):
         self.experiment, self.runs, self.output = experiment, runs, output
         self.workers, self.rerun = workers, rerun
@@ -140,17 +138,19 @@ class Runner:
             lock.close()
             self._done(run, found)
             return
+        command = command_line(run)
         record = {
             "description": description,
             "code": code,
-            "command": _command(run),
+            "command": command,
             "started": datetime.datetime.now().isoformat(timespec="microseconds"),
             "machine": machine(),
-            "threads": int(_environment()["OMP_NUM_THREADS"]),
+            "threads": threads(),
         }
         part = self.store.begin(name, record)
         self._say(run, "started")
-        self.active.append(Job(run, name, lock, part, os.path.join(self.output, "checkpoints")))
+        checkpoints = os.path.join(self.output, "checkpoints")
+        self.active.append(Job(run, name, lock, command, part, checkpoints))
 
     def _end(self, job):
         """Take the result of a process that has ended."""
@@ -192,6 +192,9 @@ class Runner:
         from experiments.report import write_report  # imported here: these take seconds
         from experiments.tables import build_table
 
+        for run in self.runs:
+            if run not in self.finished and (found := self._find(run)):
+                self.finished[run] = found  # another process of this experiment has finished it
         write_report(build_table(self.experiment, self.runs, self.finished), self.output)
 
     # -- progress ---------------------------------------------------------------------------------------------------
@@ -223,7 +226,7 @@ class Runner:
         return max(sum(rest) / self.workers, max(rest))
 
     def _say(self, run, text):
-        number = f"[{self.runs.index(run) + 1}/{len(self.runs)}]"
+        number = f"{CLEAR if sys.stdout.isatty() else ''}[{self.runs.index(run) + 1}/{len(self.runs)}]"
         left = self.seconds_left() if self.left else None
         print(f"{number} {run}: {text}{f'; about {duration(left)} left' if left else ''}", flush=True)
 
@@ -233,52 +236,6 @@ class Runner:
             print(f"failed: {run}", file=sys.stderr)
         if waiting and self.deadline is not None:
             print(f"the time is up: {len(self.left)} of {len(self.runs)} runs are left; start the same command again")
-
-
-class Job:
-    """A run in a process of its own.
-
-    Attributes:
-        lock: open lock file. The process inherits it, so that the run stays locked as long as the process lives.
-        log: path of the log file.
-    """
-
-    def __init__(self, run: Run, name: str, lock: IO, part: str, checkpoints: str):
-        self.run, self.name, self.lock = run, name, lock
-        self.log = os.path.join(part, "log.txt")
-        files = {"result_file": f"{part}/result.json", "ranks_file": f"{part}/ranks.parquet"}
-        own = _words(files | {"checkpoint_dir": checkpoints})
-        command = [sys.executable, CHILD, str(os.getpid()), *_command(run), *own]
-        self.start = time.monotonic()
-        with open(self.log, "w") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=[lock.fileno()],
-                start_new_session=True,  # Ctrl-C reaches run.py only, which then stops its runs
-            )
-
-    def seconds(self) -> float:
-        """The seconds since the start."""
-        return time.monotonic() - self.start
-
-    def wait(self, seconds: float) -> None:
-        """Wait for the end of the process. Kill it if it has not ended after some seconds."""
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def last_line(self) -> str:
-        """The last line of the log."""
-        with open(self.log, errors="replace") as file:
-            lines = [line.strip() for line in file if line.strip()]
-        return lines[-1] if lines else f"ended with code {self.process.returncode}, without a message"
 
 
 class Progress:
@@ -295,18 +252,18 @@ class Progress:
         """Show a line if it is time."""
         if time.monotonic() < self.next:
             return
-        self.next += self._interval()
+        self.next = time.monotonic() + self._interval()
         runner = self.runner
         active = "; ".join(f"{job.run} ({job.seconds():.0f} s)" for job in runner.active)
         left = runner.seconds_left()
         done = len(runner.runs) - len(runner.left)
         line = f"{done} of {len(runner.runs)} done; running: {active}{f'; about {duration(left)} left' if left else ''}"
-        print(f"\r\033[K{line[:110]}" if self.terminal else line, end="" if self.terminal else "\n", flush=True)
+        print(f"{CLEAR}{line[:110]}" if self.terminal else line, end="" if self.terminal else "\n", flush=True)
 
     def clear(self) -> None:
         """Clear the line."""
         if self.terminal:
-            print("\r\033[K", end="", flush=True)
+            print(CLEAR, end="", flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -317,37 +274,14 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def machine() -> str:
-    """The processor of this machine and its number of cores."""
-    model = "unknown processor"
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
-    return f"{model}, {os.cpu_count()} cores"
-
-
-def _command(run: Run) -> list[str]:
-    """The command line of a run, without the files that it writes."""
-    return [os.path.join(ROOT, run.command), *_words(run.options() | {"groups": True, "show_progress": False})]
-
-
-def _words(options: dict[str, Any]) -> list[str]:
-    """Options as words of a command line. JSON is also YAML, which the commands read."""
-    return [f"--{key}={json.dumps(value, ensure_ascii=False)}" for key, value in options.items()]
-
-
-def _environment() -> dict[str, str]:
-    """The environment of a run: one thread, unless OMP_NUM_THREADS is set."""
-    return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
-
-
-def _rerun(labels: list[str] | None, experiment: Experiment) -> set[str]:
+def _rerun(labels: list[str] | None, experiment: Experiment) -> frozenset[str]:
     """The rows that --rerun names. Without names: all rows."""
     known = [row.label for row in experiment.rows]
     for label in labels or []:
         if label not in known:
             near = did_you_mean(label, known)
             raise UserError(f"option --rerun: found {label!r}, expected rows of {experiment.path}{near}")
-    return set(known if labels == [] else labels or [])
+    return frozenset(known if labels == [] else labels or [])
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ import experiments.run
 import experiments.tables
 from common.errors import run_command
 from engine.ranks_file import read_ranks
-from engine.settings import ROOT
+from engine.settings import ROOT, parse_command_line
+from experiments.job import option_words
 from experiments.plan import plan_runs, read_experiment
 from experiments.run import INCOMPLETE, Runner, duration, main
 from experiments.store import Store
@@ -57,8 +58,8 @@ class Fake:
         write_ranks(folder / "ranks.parquet", [1, 20])
         self.write()
         self.todo()
-        command = lambda run: [str(folder / "fake.py"), *experiments.run._words(run.options())]  # noqa: E731
-        monkeypatch.setattr(experiments.run, "_command", command)
+        command = lambda run: [str(folder / "fake.py"), *option_words(run.options())]  # noqa: E731
+        monkeypatch.setattr(experiments.run, "command_line", command)
         monkeypatch.setattr(experiments.report, "draw", lambda table, path: open(path, "w").close())  # it takes time
 
     def write(self, seeds="[1, 2, 3]", more=""):
@@ -236,6 +237,8 @@ def test_a_lock_lives_as_long_as_the_run(tmp_path):
 def test_a_run_that_another_process_has_finished_is_not_repeated(fake):
     late = fake.runner()
     assert fake.main() == 0 and len(late.left) == 3
+    late.write_table()
+    assert fake.row()["seeds"] == [1, 2, 3], "the table holds it already"
     late.work()
     assert fake.started() == [1, 2, 3] and not late.left and len(late.finished) == 3
 
@@ -270,6 +273,11 @@ def test_options_are_checked(fake, refused):
     assert refused(main, fake.yaml, "--minutes", 0) == "option --minutes: found 0.0, expected a number above 0"
     assert "Raw" in refused(main, fake.yaml, "--data_path", fake.data_path, "--rerun", "Raw")
     assert "Tiny.train.inter: no such file" in refused(main, fake.yaml, "--data_path", fake.folder / "none")
+
+
+def test_the_commands_read_the_options_as_they_were():
+    options = {"learning_rate": 1e-05, "text": "a: é, 'b'", "list": [1, "x"], "none": None, "flag": True, "number": 3}
+    assert parse_command_line(option_words(options), str) == options
 
 
 def test_durations():

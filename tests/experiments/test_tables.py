@@ -95,11 +95,7 @@ def test_means_and_standard_errors(by_hand):
     recall = text["metrics"]["test"]["recall@10"]
     assert recall == {"mean": pytest.approx(0.6), "error": pytest.approx(0.05), "values": [0.55, 0.65]}
     assert text["metrics"]["valid"]["ndcg@10"]["mean"] == pytest.approx(0.3)
-    assert dataset["rows"]["Popularity"]["metrics"]["test"]["recall@10"] == {
-        "mean": 0.1,
-        "error": None,
-        "values": [0.1],
-    }
+    assert popularity["metrics"]["test"]["recall@10"] == {"mean": 0.1, "error": None, "values": [0.1]}
     assert (text["stage"], text["seeds"], text["run_ids"]) == ("inductive_ft", [1, 2], ["id1", "id2"])
     assert (text["epochs"], text["best_epoch"], text["threads"]) == ([10, 20], [3, 6], [1, 1])
     assert text["protocol"] == {"repeatable": True, "eval_args": {"mode": "full"}, "MAX_ITEM_LIST_LENGTH": 50}
