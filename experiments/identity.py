@@ -120,14 +120,14 @@ def code_hash(run: Run) -> str:
     while files:
         path = files.pop()
         if path not in seen and path != _REGISTRY:
-            seen[path], modules = _read_code(path, os.stat(path).st_mtime_ns)
-            files += [file for module in modules for file in _files_of_module(module)]
+            seen[path], imported = _read_code(path, os.stat(path).st_mtime_ns)
+            files += imported
     return hashlib.sha256(f"{entry} {sorted(seen.values())}".encode()).hexdigest()[:_DIGITS]
 
 
 @functools.cache
 def _read_code(path: str, changed: int) -> tuple[str, tuple[str, ...]]:
-    """The hash of a Python file without comments, docstrings and format, and the modules that the file imports."""
+    """The hash of a Python file without comments, docstrings and format, and the project's files that it imports."""
     with open(path, encoding="utf-8") as file:
         tree = ast.parse(file.read(), path)
     modules: list[str] = []
@@ -139,7 +139,8 @@ def _read_code(path: str, changed: int) -> tuple[str, tuple[str, ...]]:
         elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if ast.get_docstring(node, clean=False) is not None:
                 node.body[0] = ast.Pass()
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), tuple(modules)
+    imported = {file for module in modules for file in _files_of_module(module)}
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), tuple(imported)
 
 
 def _files_of_module(module: str) -> list[str]:

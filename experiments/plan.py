@@ -251,7 +251,7 @@ def _settle(experiment, row):
     """The file of the command of a row, the settings that are given, and every setting with its value."""
     try:
         command, kind, recbole, own = _command(row)
-        known = settle(kind, {}, recbole, own).settings
+        known = settle(kind, {}, recbole, own).settings if experiment.settings else {}
         given = {key: value for key, value in experiment.settings.items() if key in known} | row.settings
         options = given | _row_options(row) | {"seed": max(experiment.seeds)}
         values = settle(kind, options, recbole, own).values()

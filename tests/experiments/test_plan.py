@@ -100,7 +100,7 @@ def test_rows_may_be_in_a_file_of_their_own(tmp_path):
         ("epochs: 3", "epochs: many", r"two.yaml: row 'Popularity': option --epochs: found 'many', expected a whole"),
         ("hidden_size: 32", "hiden_size: 32", r"row 'SASRec': unknown option --hiden_size; did you mean --hidden_size"),
         ("model: Popularity", "model: Popular", r"row 'Popularity': unknown model 'Popular'; did you mean Popularity"),
-        ("model: Popularity", "modell: Popularity", r"row 'Popularity': unknown key 'modell', .* mean model\?"),
+        ("model: Popularity", "mode: Popularity", r"row 'Popularity': unknown key 'mode', .* mean model\?"),
         ("model: Popularity", "settings: {}", r"two.yaml: row 'Popularity': has no model"),
         ("{model: Popularity}", "Popularity", r"two.yaml: row 'Popularity': found 'Popularity', expected LABEL: "),
         ("{model: Popularity}", "{model: Popularity, stage: inductive_ft}", r"stage: model Popularity has none"),
