@@ -6,6 +6,14 @@
     pre-training: contrastive losses over several domains                                         (section 2.2)
     fine-tuning: cross entropy over the catalogue of one domain; the score is a cosine            (section 2.3)
 
+Five parts are not in the paper. `props/published.yaml` switches them off:
+
+    whitened texts: the text vectors of a domain are whitened with their own covariance (layers/whitening.py)
+    cosine start: at first, the adaptor keeps the cosines between the text vectors
+    spectral ids: id embeddings start from the co-occurrence of items instead of noise (layers/item_to_item.py)
+    history mean: the mean of the history's items is added to the sequence representation (layers/history.py)
+    history bias: a learned number is added to the scores of the items of the history (layers/history.py)
+
 This file is the plain model. `layers/fast/` has faster versions of some parts. `engine.building.build_model` puts them
 into the model, unless `--fast=false` is set.
 
@@ -19,10 +27,15 @@ from recbole.model.sequential_recommender.sasrec import SASRec
 from torch import Tensor, nn
 
 from layers.encoder import AllPositions, RowsAsBatch
+from layers.history import HistoryBias, HistoryMean, history_entries
+from layers.item_to_item import spectral_vectors
 from layers.items import ItemTable, distinct_ids
 from layers.losses import catalogue_cross_entropy, cross_entropy, draw_negatives, in_batch_contrastive, keep_local
 from layers.ranking import ranks_in_blocks
+from layers.sparse_logits import SparseLogits
+from layers.whitening import DomainWhitening
 
+ID_LENGTH = 0.3  # root mean square length of spectral id embeddings. An adapted text has about the length 1
 STAGES = ("pretrain", "inductive_ft", "transductive_ft")
 
 
@@ -35,12 +48,17 @@ class PWLayer(nn.Module):
     Args:
         n_experts, input_size, output_size: E, D, H.
         dropout: probability of dropout on the text vector. Each expert draws its own dropout.
+        start: `normal` draws the weights from N(0, 0.02), as published. `cosine` adds half of this noise to one
+            orthogonal projection, which all experts share and which keeps cosines, exactly if H >= D.
     """
 
-    def __init__(self, n_experts: int, input_size: int, output_size: int, dropout: float):
+    def __init__(self, n_experts: int, input_size: int, output_size: int, dropout: float, start: str = "normal"):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(n_experts, input_size))
         self.weight = nn.Parameter(torch.empty(n_experts, output_size, input_size).normal_(0.0, 0.02))
+        if start == "cosine":
+            with torch.no_grad():
+                self.weight.mul_(0.5).add_(nn.init.orthogonal_(torch.empty(output_size, input_size)))
         self.dropout = dropout
 
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:
@@ -57,12 +75,21 @@ class MoEAdaptor(nn.Module):
         n_experts, input_size, output_size: E, D, H.
         dropout: probability of dropout on the text vector, before the whitening.
         noise: whether noise is added to the gate logits in training.
+        start: the initial weights, see `PWLayer`.
     """
 
-    def __init__(self, n_experts: int, input_size: int, output_size: int, dropout: float, noise: bool = True):
+    def __init__(
+        self,
+        n_experts: int,
+        input_size: int,
+        output_size: int,
+        dropout: float,
+        noise: bool = True,
+        start: str = "normal",
+    ):
         super().__init__()
         self.noise = noise
-        self.experts = PWLayer(n_experts, input_size, output_size, dropout)
+        self.experts = PWLayer(n_experts, input_size, output_size, dropout, start)
         self.w_gate = nn.Parameter(torch.zeros(input_size, n_experts))
         self.w_noise = nn.Parameter(torch.zeros(input_size, n_experts))
 
@@ -108,18 +135,30 @@ class UniSRec(AllPositions, SASRec):
         self.n_items = dataset.num(self.ITEM_ID)  # N + 1: padding has id 0
         self.temperature = config["temperature"]
         self.lam = config["lambda"]
+        self.label_smoothing = config["label_smoothing"]
         self.sampled_negatives = config["sampled_negatives"]
         self.features = dataset.features
         self.moe_adaptor = MoEAdaptor(
-            config["n_exps"], self.features.width, self.hidden_size, config["adaptor_dropout_prob"]
+            config["n_exps"],
+            self.features.width,
+            self.hidden_size,
+            config["adaptor_dropout_prob"],
+            start=config["adaptor_start"],
         )
+        self.history_mean = HistoryMean(self.max_seq_length) if config["history_mean"] else None
+        with_bias = config["history_bias"] and self.train_stage != "pretrain"
+        self.history_bias = HistoryBias(config["history_bias"]) if with_bias else None
+        self.id_dropout = config["id_dropout_prob"]
+        self.id_start = config["id_start"]
         if self.train_stage != "transductive_ft":
             del self.item_embedding
         elif self.sampled_negatives:
             self.item_embedding.sparse = True  # a step changes few rows
+        self.whitening = DomainWhitening(self.features.domain_tables()) if config["whiten_texts"] else None
         if self.train_stage != "pretrain":
+            texts = self.features.table() if self.whitening is None else self.whitening.whiten_table(self.features.table())
             # A buffer moves to the GPU with the model. It is not saved: features belong to the data, not the checkpoint
-            self.register_buffer("plm_embedding", self.features.table(), persistent=False)
+            self.register_buffer("plm_embedding", texts, persistent=False)
         self._evaluation = None  # during an evaluation: (unit vectors [N, H], their norms [N, 1]) of all items
 
     # -- items ---------------------------------------------------------------------------------------------------------
@@ -134,9 +173,25 @@ class UniSRec(AllPositions, SASRec):
             float [U, H]
         """
         if self.train_stage == "pretrain":
-            return self.moe_adaptor(self.features.lookup(ids))
+            texts = self.features.lookup(ids)
+            return self.moe_adaptor(texts if self.whitening is None else self.whitening(texts, ids))
         vectors = self.moe_adaptor(self.plm_embedding[ids - 1].float())
-        return vectors + self.item_embedding(ids) if self.train_stage == "transductive_ft" else vectors
+        if self.train_stage == "inductive_ft":
+            return vectors
+        # an item loses its whole id embedding, so that the text has to represent it
+        kept = F.dropout(torch.ones_like(vectors[:, :1]), self.id_dropout, self.training).sign()
+        return vectors + self.item_embedding(ids) * kept
+
+    @torch.no_grad()
+    def start_ids(self, sequences) -> None:
+        """Start the id embeddings from the training sequences, unless `id_start` is `normal` or there are none.
+
+        Args:
+            sequences: `dataset.sequences("train")`.
+        """
+        if self.train_stage == "transductive_ft" and self.id_start == "spectral":
+            vectors = spectral_vectors(sequences, self.n_items - 1, self.hidden_size)
+            self.item_embedding.weight[1:] = ID_LENGTH * vectors
 
     def item_table(self) -> Tensor:
         """The representation of every item of the catalogue, float [N, H]. Row i is item i + 1."""
@@ -196,12 +251,18 @@ class UniSRec(AllPositions, SASRec):
         if self.train_stage != "pretrain":
             if items is None:
                 items = self._distinct_items(batch.items)
-            return [self.encode_scored([items[ids] for ids in batch.items], batch.scored)]
+            return [self._states(items, batch.items, batch.scored)]
         if items is None:
             items = self._distinct_items([*batch.items, *batch.augmented_items, batch.targets])
-        states = self.encode_scored([items[ids] for ids in batch.items], batch.scored)
-        views = self.encode_scored([items[ids] for ids in batch.augmented_items], batch.augmented_scored)
+        states = self._states(items, batch.items, batch.scored)
+        views = self._states(items, batch.augmented_items, batch.augmented_scored)
         return [states, items[batch.targets], views]
+
+    def _states(self, items, ids, scored):
+        """The sequence representations at the scored positions, float [P, H]."""
+        vectors = [items[part] for part in ids]
+        states = self.encode_scored(vectors, scored)
+        return states if self.history_mean is None else states + self.history_mean.scored(vectors, scored)
 
     def loss(self, batch, represented: list[Tensor], candidates: ItemTable | None = None) -> Tensor:
         """The loss of a whole batch, float []. A new loss term is added here.
@@ -222,17 +283,28 @@ class UniSRec(AllPositions, SASRec):
         if candidates is None:  # section 2.3
             candidates = self._candidates(batch)
         options |= {"targets": candidates.rows(batch.targets), "log_counts": candidates.log_counts}
+        options |= {"added": self._history_logits(batch, candidates.rows), "label_smoothing": self.label_smoothing}
         return catalogue_cross_entropy(represented[0], candidates.vectors, **options)
+
+    def _history_logits(self, batch, columns):
+        """The history bias as logits. `columns` gives the column of each item id."""
+        if self.history_bias is None:
+            return None
+        rows, ids, recencies = history_entries(batch.items, batch.scored)
+        return SparseLogits(rows, columns(ids), self.history_bias(recencies))
 
     # -- prediction ----------------------------------------------------------------------------------------------------
 
     def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
         """Sequence representations: histories int64 [B, L] and their lengths int64 [B] -> float [B, H]."""
         if self._evaluation is None or torch.is_grad_enabled():
-            return self.encode_last(self.item_representations([item_seq])[0], item_seq_len)
-        units, lengths = self._evaluation
-        rows = (item_seq - 1).clamp(min=0)
-        return self.encode_last(F.embedding(rows, units) * lengths[rows], item_seq_len)
+            vectors = self.item_representations([item_seq])[0]
+        else:
+            units, lengths = self._evaluation
+            rows = (item_seq - 1).clamp(min=0)
+            vectors = F.embedding(rows, units) * lengths[rows]
+        states = self.encode_last(vectors, item_seq_len)
+        return states if self.history_mean is None else states + self.history_mean.last(vectors, item_seq_len)
 
     def train(self, mode: bool = True):
         """Switch between training and evaluation. The next evaluation computes the item table again."""
@@ -253,19 +325,30 @@ class UniSRec(AllPositions, SASRec):
         """Sequence representations of rows, normalized to length 1, float [B, H]."""
         return F.normalize(self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]), dim=-1)
 
+    def _history_scores(self, interaction):
+        """What is added to the scores of the history's items: a `SparseLogits` [B, N], or None."""
+        batch = RowsAsBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], interaction[self.ITEM_ID])
+        added = self._history_logits(batch, lambda ids: ids - 1)
+        # the losses divide cosines by the temperature, and a score is a cosine
+        return added and added._replace(values=added.values * self.temperature)
+
     def score(self, unit_states: Tensor, unit_items: Tensor) -> Tensor:
         """Cosines: float [..., B, H] and [..., n, H] -> float [..., B, n]. The losses compute their own."""
         return unit_states @ unit_items.mT
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """The score of every item, float [B, N + 1]. Column = item id; column 0 (padding) is -inf."""
-        items = self._unit_items()
-        return F.pad(self.score(self._unit_states(interaction), items), (1, 0), value=-torch.inf)
+        scores = self.score(self._unit_states(interaction), self._unit_items())
+        added = self._history_scores(interaction)
+        return F.pad(scores if added is None else added.add_to(scores), (1, 0), value=-torch.inf)
 
     def predict(self, interaction: Interaction) -> Tensor:
         """The score of one given item per row, float [B]."""
-        items = self._unit_items()[interaction[self.ITEM_ID] - 1]
-        return self.score(self._unit_states(interaction)[:, None], items[:, None])[:, 0, 0]
+        columns = interaction[self.ITEM_ID] - 1
+        items = self._unit_items()[columns]
+        scores = self.score(self._unit_states(interaction)[:, None], items[:, None])[:, 0, 0]
+        added = self._history_scores(interaction)
+        return scores if added is None else scores + added.at(columns)
 
     @torch.no_grad()
     def ranks(self, interaction: Interaction) -> Tensor:
@@ -273,8 +356,9 @@ class UniSRec(AllPositions, SASRec):
 
         The scores of all items are never held at once.
         """
-        items = self._unit_items()
-        return ranks_in_blocks(self.score, self._unit_states(interaction), items, interaction[self.ITEM_ID] - 1)
+        items, states = self._unit_items(), self._unit_states(interaction)
+        added = self._history_scores(interaction)
+        return ranks_in_blocks(self.score, states, items, interaction[self.ITEM_ID] - 1, added)
 
     # -- transfer ------------------------------------------------------------------------------------------------------
 

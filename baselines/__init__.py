@@ -66,6 +66,12 @@ MODELS = {
     "Popularity": Baseline("baselines.untrained:Popularity", ignores_padding=True, trains=False),
     "LastText": Baseline("baselines.untrained:LastText", needs=(TEXT,), ignores_padding=True, trains=False),
     "MeanText": Baseline("baselines.untrained:MeanText", needs=(TEXT,), ignores_padding=True, trains=False),
+    "WhitenedText": Baseline("baselines.untrained:WhitenedText", needs=(TEXT,), ignores_padding=True, trains=False),
+    "ItemTransitions": Baseline("baselines.item_to_item:ItemTransitions", ignores_padding=True, trains=False),
+    "EASE": Baseline("baselines.item_to_item:EASE", ignores_padding=True, trains=False),
+    "TextAndTransitions": Baseline(
+        "baselines.item_to_item:TextAndTransitions", needs=(TEXT,), ignores_padding=True, trains=False
+    ),
 }
 
 

@@ -11,6 +11,11 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
+from layers.item_to_item import recency_weights, sum_over_history
+from layers.whitening import Whitening
+
+_ROWS_AT_ONCE = 1 << 16  # of the catalogue, that are whitened at a time
+
 
 class _Untrained(SequentialRecommender):
     """The scores are the products of `states(interaction)`, float [B, K], and `candidates`, float [N, K]."""
@@ -60,3 +65,28 @@ class MeanText(LastText):
         for items in history.T:  # one position after the other: [B, D] instead of [B, L, D] in memory
             total += self.candidates[items - 1] * (items > 0)[:, None]
         return F.normalize(total, dim=-1)
+
+
+class WhitenedText(_Untrained):
+    """The score of an item is the cosine of its whitened text vector and the decayed mean of those of the history.
+
+    The newest item has the weight 1, the item before it `decay`, then `decay`^2, and so on. An item that occurs more
+    than once counts at its newest position only.
+    """
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.decay = config["decay"]
+        table = dataset.features.table()
+        self.whitening = Whitening(table.size(1)).fit(table)
+        self.register_buffer("candidates", whitened_in_blocks(self.whitening, table), persistent=False)
+
+    def states(self, interaction: Interaction) -> Tensor:
+        history = interaction[self.ITEM_SEQ]
+        weights = recency_weights(history, interaction[self.ITEM_SEQ_LEN], self.decay)
+        return F.normalize(sum_over_history(history, weights, self.candidates), dim=-1)
+
+
+def whitened_in_blocks(whitening: Whitening, table: Tensor) -> Tensor:
+    """The whitened vectors of a catalogue: float32 or float16 [N, D] -> float32 [N, D]."""
+    return torch.cat([whitening(block) for block in table.split(_ROWS_AT_ONCE)])

@@ -66,14 +66,18 @@ class ItemFeatures:
             vectors[here] = self._maps[number][wanted[here] - self._starts[number]]
         return torch.from_numpy(vectors).to(ids.device)
 
-    def table(self) -> torch.Tensor:
-        """The vectors of all N whole texts, [N, D]. With one domain this is the mapped file itself, without a copy."""
+    def domain_tables(self) -> list[torch.Tensor]:
+        """The vectors of the whole texts of each domain, [N_d, D]: the mapped files themselves, without a copy."""
         n_files = len(self.paths) // (2 if self.augmented else 1)  # without those of the shortened texts
         # Mode "c" (copy-on-write): torch requires writable memory, but the files must not change.
-        tables = [
+        return [
             torch.from_numpy(np.memmap(path, mapped.dtype, "c", shape=mapped.shape))
             for path, mapped in zip(self.paths[:n_files], self._maps[:n_files], strict=True)
         ]
+
+    def table(self) -> torch.Tensor:
+        """The vectors of all N whole texts, [N, D]. With one domain this is the mapped file itself, without a copy."""
+        tables = self.domain_tables()
         return tables[0] if len(tables) == 1 else torch.cat(tables)
 
 

@@ -16,7 +16,7 @@ from numpy._core.multiarray import scalar
 from common.errors import UserError
 from common.files import atomic_path
 from data.features import made_by_suffix
-from engine.settings import check_predictions_per_row
+from engine.settings import check_predictions_per_row, props_file, read_yaml
 
 FORMAT = "unisrec-1"
 _EXPERT = "moe_adaptor.experts"
@@ -32,8 +32,12 @@ _LAYER = re.compile(r"trm_encoder\.layer\.(\d+)\.")
 # settings that determine what the weights compute; they are taken from the checkpoint
 SHAPE = (
     "n_layers", "n_heads", "hidden_size", "inner_size", "hidden_act", "layer_norm_eps", "n_exps",
-    "MAX_ITEM_LIST_LENGTH",
+    "MAX_ITEM_LIST_LENGTH", "whiten_texts", "history_mean", "history_bias",
 )  # fmt: skip
+# Parts that a user may add to a checkpoint without them. At first they do not change its scores.
+_ADDED = {"history_mean": "history_mean.", "history_bias": "history_bias."}  # setting -> beginning of its tensors
+_OF_THE_DATA = "whitening."  # tensors that follow from the text features. Every data set has its own
+PUBLISHED = "published"  # the recipe of checkpoints that do not name theirs
 # settings that may differ between the parts of a run
 _NOT_OF_A_RUN = dict.fromkeys(("epochs", "resume", "show_progress", "device", "checkpoint_dir", "data_path"))
 logger = logging.getLogger(__name__)
@@ -111,10 +115,11 @@ def read_checkpoint(path):
 
 
 def adopt_settings(config, checkpoint: dict, path: str) -> None:
-    """Take the settings that shape the model (`SHAPE`) from a checkpoint.
+    """Take the recipe of a checkpoint, and the settings that shape the model (`SHAPE`).
 
-    Sizes are read from the shapes of its tensors, the other settings from the settings that it stores. A setting that
-    is in neither stays as configured.
+    A checkpoint of the published recipe is used with all settings of props/published.yaml that the user does not set.
+    Sizes are read from the shapes of the tensors, other settings from those that the checkpoint stores. A setting that
+    is in neither stays as configured. The user may add a history mean or a history bias to a checkpoint without one.
 
     Args:
         config (Config): changed in place.
@@ -122,11 +127,16 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
         path: the file, for messages.
 
     Raises:
-        UserError: the user has set one of these settings to another value.
+        UserError: the user has set one of the settings of `SHAPE` to another value.
     """
-    found = _shape_of(checkpoint)
-    adopted = {key: value for key, value in found.items() if config[key] != value}
+    found = _recipe_of(checkpoint)
+    recipe = {key: value for key, value in found.items() if key not in config.given}
+    shape = _shape_of(checkpoint, found)
+    adopted = {key: value for key, value in (recipe | shape).items() if config[key] != value}
     for key in adopted.keys() & config.given.keys():
+        if key in _ADDED and not adopted[key]:
+            del adopted[key]
+            continue
         raise UserError(
             f"{config.given[key]}: found {config[key]!r}, expected {adopted[key]!r}, with which {path} was trained; "
             "leave it out, its value is taken from the checkpoint"
@@ -135,16 +145,23 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
         config[key] = value
     if adopted:
         logger.info("settings from %s: %s", path, ", ".join(f"{key} {value}" for key, value in adopted.items()))
-    missing = [key for key in SHAPE if key not in found]
+    missing = [key for key in SHAPE if key not in shape]
     if missing:
         logger.info("%s does not say %s; this run uses its own values", path, ", ".join(missing))
     check_predictions_per_row(config.given, config)
 
 
-def _shape_of(checkpoint):
-    """The settings of `SHAPE` that follow from a checkpoint: dict."""
+def _recipe_of(checkpoint):
+    """The settings that follow from the recipe that a checkpoint names. Returns a dict."""
+    recipe = _stored_settings(checkpoint).get("recipe", PUBLISHED)
+    return read_yaml(props_file("published.yaml")) if recipe == PUBLISHED else {"recipe": recipe}
+
+
+def _shape_of(checkpoint, recipe):
+    """The settings of `SHAPE` that follow from a checkpoint and the settings of its recipe: dict."""
     stored, state = _stored_settings(checkpoint), checkpoint["state_dict"]
-    found = {key: stored[key] for key in SHAPE if isinstance(stored.get(key), int | float | str)}
+    found = {key: recipe[key] for key in ("whiten_texts", *_ADDED) if key in recipe}
+    found |= {key: stored[key] for key in SHAPE if isinstance(stored.get(key), int | float | str)}
     layers = {match[1] for match in map(_LAYER.match, state) if match}
     if layers:
         found["n_layers"] = len(layers)
@@ -263,10 +280,13 @@ def to_published_layout(state):
 
 
 def load_weights(model, checkpoint, path, item_tokens=None):
-    """Load a checkpoint's weights into a model. The tensors of both must be the same, with one exception.
+    """Load a checkpoint's weights into a model. The tensors of both must be the same, with three exceptions.
 
-    The exception: a checkpoint without an id embedding may be loaded into the transductive stage. The id embedding of
-    the model then keeps its initial weights.
+    - A checkpoint without an id embedding may be loaded into the transductive stage. The id embedding of the model then
+      keeps its initial weights.
+    - A checkpoint without history mean or history bias may be loaded into a model with them. They then start without
+      effect.
+    - The whitening of the texts is not loaded. It belongs to the catalogue of the data set.
 
     Args:
         model (torch.nn.Module): gets the weights.
@@ -278,22 +298,24 @@ def load_weights(model, checkpoint, path, item_tokens=None):
     Raises:
         UserError: a tensor is missing, left over or of another shape, or the items differ.
     """
-    state, own = checkpoint["state_dict"], model.state_dict()
-    new = {"item_embedding.weight"} if "item_embedding.weight" not in state else set()
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_OF_THE_DATA)}
+    state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(_OF_THE_DATA)}
+    optional = ("item_embedding.weight", *_ADDED.values())
+    new = {name for name in own if name.startswith(optional) and name not in state}
     if "item_embedding.weight" in state and "item_embedding.weight" not in own:
         raise UserError(f"{path}: has id embeddings, which this stage does not; use --train_stage=transductive_ft")
-    if "item_embedding.weight" in own and not new:
+    if "item_embedding.weight" in own and "item_embedding.weight" not in new:
         _check_items(checkpoint["item_tokens"], item_tokens, path)
     missing = [name for name in own if name not in state and name not in new]
     unexpected = [name for name in state if name not in own]
     reshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
     if missing or unexpected or reshaped:
         raise UserError(f"{path}: has another architecture: {_difference(state, own, missing, unexpected, reshaped)}")
-    result = model.load_state_dict(state, strict=False)
-    assert not result.unexpected_keys and set(result.missing_keys) <= new
-    logger.info(
-        "loaded %s tensors from %s%s", len(state), path, "; new: item_embedding.weight" if new & set(own) else ""
-    )
+    model.load_state_dict(state, strict=False)
+    for part in {name.partition(".")[0] for name in new} & {"history_mean", "history_bias"}:
+        getattr(model, part).switch_off()
+    new_names = f"; new: {', '.join(sorted(new))}" if new else ""
+    logger.info("loaded %s tensors from %s%s", len(state), path, new_names)
 
 
 def _difference(state, own, missing, unexpected, reshaped):

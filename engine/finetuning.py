@@ -41,6 +41,8 @@ def finetune(config):
             load_weights(model, checkpoint, config["pretrained"], tokens)
             if config["fix_enc"]:
                 model.freeze_encoder()
+        if not checkpoint or "item_embedding.weight" not in checkpoint["state_dict"]:
+            model.start_ids(dataset.sequences("train"))
         evaluation = Evaluation(config, dataset)
         batches = _training_batches(config, dataset, evaluation)
         run = identify(config, dataset, checkpoint)

@@ -15,7 +15,6 @@ from common.errors import UserError
 from common.files import read_json, write_json
 from common.processes import is_main
 
-DEFAULT_RECIPE = "published"  # the value of `recipe` in the result file, if no setting `recipe` exists
 logger = logging.getLogger(__name__)
 
 
@@ -101,7 +100,7 @@ def write_result(
         "model": config["model"],
         "dataset": config["dataset"],
         "train_stage": config["train_stage"] if config["model"] == "UniSRec" else None,
-        "recipe": config["recipe"] or DEFAULT_RECIPE,
+        "recipe": config["recipe"],
         "text_encoder": text_encoder,
         "seed": config["seed"],
         "checkpoint": checkpoint,

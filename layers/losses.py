@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from layers.sparse_logits import SparseLogits
+
 
 def keep_local(*tensors: Tensor) -> tuple[tuple[Tensor, ...], int, int]:
     """The gather function of a single process. It returns the tensors unchanged.
@@ -26,8 +28,9 @@ def cross_entropy(
     weights: Tensor,
     log_counts: Tensor | None = None,
     left_out: Sequence[tuple[Tensor, Tensor]] = (),
+    added: SparseLogits | None = None,
 ) -> Tensor:
-    """sum_i w_i [ log sum_j n_j exp(q_i . k_j) - q_i . k_p(i) ].
+    """sum_i w_i [ log sum_j n_j exp(l_ij) - l_ip(i) ] with the logits l_ij = q_i . k_j + a_ij.
 
     Args:
         query: float [B, H].
@@ -38,12 +41,14 @@ def cross_entropy(
         log_counts: float [K], log n_j. None: every n_j is 1.
         left_out: pairs of labels, int64 [B] of the queries and int64 [K] of the keys. A key that shares a label with a
             query is not a negative of that query.
+        added: a_ij. None: 0.
 
     Returns:
         float []
     """
     with torch.autocast(query.device.type, enabled=False):
         logits = query @ keys.T  # [B, K]
+        logits = logits if added is None else added.add_to(logits)
         counted = logits if log_counts is None else logits + log_counts
         for query_labels, key_labels in left_out:
             counted = counted.masked_fill(query_labels[:, None] == key_labels, -torch.inf)
@@ -105,6 +110,8 @@ def catalogue_cross_entropy(
     temperature: float,
     weights: Tensor | None = None,
     log_counts: Tensor | None = None,
+    added: SparseLogits | None = None,
+    label_smoothing: float = 0.0,
     gather: Callable = keep_local,
     cross_entropy: Callable[..., Tensor] = cross_entropy,
 ) -> Tensor:
@@ -118,17 +125,37 @@ def catalogue_cross_entropy(
         weights: float [B], how often each query counts; None: once.
         log_counts: float [N], if the candidates are a sample of the catalogue: the logarithm of the number of items
             that each of them stands for, see `draw_negatives`. It is 0 for every target. None: the whole catalogue.
+        added: logits [B, N] that are added to the divided cosines. None: 0.
+        label_smoothing: the share of the probability that the target gives to all candidates in equal parts (Szegedy et
+            al., CVPR 2016, section 7).
         gather: as in `in_batch_contrastive`. Each process has its own queries and all candidates.
         cross_entropy: the plain function of this module or a faster one.
 
     Returns:
         float []: the mean as in `in_batch_contrastive`.
     """
-    query, candidates = F.normalize(query.float(), dim=-1), F.normalize(candidates.float(), dim=-1)
+    query, candidates = F.normalize(query.float(), dim=-1) / temperature, F.normalize(candidates.float(), dim=-1)
     count = torch.ones_like(query[:, 0]) if weights is None else weights.float()
     (all_count,), _, processes = gather(count)
     weights = count * (processes / all_count.sum())
-    return cross_entropy(query / temperature, candidates, targets, weights=weights, log_counts=log_counts)
+    loss = cross_entropy(query, candidates, targets, weights=weights, log_counts=log_counts, added=added)
+    if not label_smoothing:
+        return loss
+    share = torch.ones_like(candidates[:, 0]) if log_counts is None else log_counts.exp()
+    excess = _target_minus_mean_logit(query, candidates, targets, share / share.sum(), added)
+    return loss + label_smoothing * (weights * excess).sum()
+
+
+def _target_minus_mean_logit(query, candidates, targets, share, added):
+    """The logit of the target minus the mean logit of the candidates, weighted by `share` [N]; float [B].
+
+    Smoothed labels subtract (1 - s) times the target's logit and s times this mean from the logarithm of the sum.
+    """
+    excess = (query * (candidates[targets] - share @ candidates)).sum(-1)
+    if added is None:
+        return excess
+    mean = torch.zeros_like(excess).index_add(0, added.rows, added.values * share[added.columns])
+    return excess + added.at(targets) - mean
 
 
 def draw_negatives(batch_items: Tensor, n_items: int, count: int) -> tuple[Tensor, float]:

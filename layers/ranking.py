@@ -1,9 +1,12 @@
 """The rank of a target among scores. B rows, N candidates, H hidden size."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from layers.sparse_logits import SparseLogits
 
 TIE = 1e-6  # scores with a smaller relative difference count as equal: rounding may separate equal items
 _SCORES_AT_ONCE = 1 << 23  # held by `ranks_in_blocks`
@@ -25,7 +28,11 @@ def expected_ranks(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def ranks_in_blocks(
-    score: Callable[[Tensor, Tensor], Tensor], states: Tensor, items: Tensor, targets: Tensor
+    score: Callable[[Tensor, Tensor], Tensor],
+    states: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    added: SparseLogits | None = None,
 ) -> Tensor:
     """`expected_ranks` without holding the scores of all items.
 
@@ -38,6 +45,7 @@ def ranks_in_blocks(
         states: float [B, H].
         items: float [N, H].
         targets: int64 [B], rows of `items`.
+        added: numbers [B, N] that are added to the scores. None: 0.
 
     Returns:
         float64 [B]
@@ -45,8 +53,16 @@ def ranks_in_blocks(
     target_items = items[targets][:, None]  # [B, 1, H]
     own = score(states[:, None], target_items)[:, 0]  # [B, 1]
     size = score(target_items, target_items)[:, 0].abs().maximum(own.abs())
-    blocks = items.split(max(1, _SCORES_AT_ONCE // max(1, len(states))))
-    return sum(_twice_preceding(score(states, block), own, size) for block in blocks).add(1) / 2
+    if added is not None:
+        own = own + added.at(targets)[:, None]
+    points: Any = 1
+    length = max(1, _SCORES_AT_ONCE // max(1, len(states)))
+    for start in range(0, len(items), length):
+        scores = score(states, items[start : start + length])
+        if added is not None:
+            scores = added.select_columns(start, start + length).add_to(scores)
+        points = points + _twice_preceding(scores, own, size)
+    return points / 2
 
 
 def _twice_preceding(scores, own, size):

@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import run_command
 from engine.config import build_config
+from engine.settings import props_file, read_yaml
 from tests.small_data import (  # noqa: F401  tests import some of these from here
     SMALL,
     WIDTH,
@@ -22,6 +23,10 @@ from unisrec import UniSRec
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = os.path.join(os.path.dirname(ROOT), "shared")
+
+
+# the settings of the paper's recipe, apart from the size of the model
+PUBLISHED = {key: value for key, value in read_yaml(props_file("published.yaml")).items() if key != "n_exps"}
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from data import SequenceBatches, UniSRecDataset
 from engine.fast_parts import use_fast_parts
+from layers.history import STEP
 from tests.conftest import small_config
 from unisrec import MoEAdaptor, UniSRec
 
@@ -25,8 +26,8 @@ def open_model(stage, folder, fast=True, **options):
     model = UniSRec(dataset.config, dataset).eval()
     if fast:
         use_fast_parts(model)
-    for parameter in model.parameters():  # large enough that every part matters
-        parameter.data.normal_(0.0, 0.2)
+    for name, parameter in model.named_parameters():  # large enough that every part matters
+        parameter.data.normal_(0.0, 0.2 / STEP if name.startswith("history_") else 0.2)
     return model, dataset
 
 

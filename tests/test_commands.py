@@ -212,7 +212,10 @@ def test_baselines_that_learn(data, tmp_path, model):
     assert len(stored["item_tokens"]) == 31 and stored["config"]["model"] == model
 
 
-@pytest.mark.parametrize("model", ["Popularity", "LastText", "MeanText"])
+UNTRAINED = ["Popularity", "LastText", "MeanText", "WhitenedText", "ItemTransitions", "EASE", "TextAndTransitions"]
+
+
+@pytest.mark.parametrize("model", UNTRAINED)
 def test_baselines_that_need_no_training(data, tmp_path, model):
     result = baseline(data, tmp_path, "-m", model, "--epochs=1")
     check_result(result, model=model, train_stage=None, checkpoint=None, epochs=0)

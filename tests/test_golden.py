@@ -13,7 +13,7 @@ from data import UniSRecDataset
 from engine.checkpoint import from_published_layout, load_weights, read_checkpoint, to_published_layout
 from engine.fast_parts import use_fast_parts
 from layers.losses import catalogue_cross_entropy
-from tests.conftest import small_config
+from tests.conftest import PUBLISHED, small_config
 from unisrec import UniSRec
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
@@ -28,7 +28,7 @@ def version(request):
 def open_stage(stage, golden, golden_folder, version="fast"):
     """The model of a stage with the recorded parameters, and its data set."""
     folder, name = ("pretrain", "AB") if stage == "pretrain" else ("downstream", "Tiny")
-    config = small_config(stage, name, os.path.join(golden_folder, "dataset", folder))
+    config = small_config(stage, name, os.path.join(golden_folder, "dataset", folder), **PUBLISHED)
     dataset = UniSRecDataset(config)
     model = UniSRec(config, dataset).eval()
     if version == "fast":

@@ -13,7 +13,8 @@ import layers.ranking
 from data import SequenceBatches, batches
 from engine.trainer import Trainer
 from layers.ranking import expected_ranks
-from tests.conftest import MAX_HISTORY
+from layers.whitening import Whitening
+from tests.conftest import MAX_HISTORY, PUBLISHED
 from tests.small_models import adaptor, assert_same_gradients, gradients, one_batch, open_model
 from unisrec import MoEAdaptor
 
@@ -103,7 +104,7 @@ def test_pretraining_states_and_losses_are_the_same_however_many_share_a_history
 
 def test_pretraining_reads_features_by_domain_and_view(folder):
     """The loss put together by hand: adaptor over every item's own vector, dense, no deduplication."""
-    model, dataset = open_model("pretrain", folder)
+    model, dataset = open_model("pretrain", folder, **PUBLISHED)
     n = dataset.catalogue.n_items
     batch = one_batch(dataset, augment_ratios={"item_drop_ratio": 0.3, "item_drop_coefficient": 0.5})
     assert max(view.max() for view in batch.augmented_items) > n
@@ -178,18 +179,25 @@ def loader_batches(dataset, size=5):
     return [test[np.arange(start, min(start + size, len(test)))] for start in range(0, len(test), size)]
 
 
+@pytest.mark.parametrize("recipe", [{}, PUBLISHED], ids=["default", "published"])
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
-def test_scores_are_cosines_and_padding_is_out(stage, folder):
-    model, dataset = open_model(stage, folder)
+def test_scores_are_cosines_and_padding_is_out(stage, recipe, folder):
+    """Plus the history bias, in units of the temperature."""
+    model, dataset = open_model(stage, folder, **recipe)
     (rows,) = loader_batches(dataset, 100)
     with torch.no_grad():
         scores = model.full_sort_predict(rows)
-        table = model.moe_adaptor(dataset.features.table())
+        table = model.moe_adaptor(model.plm_embedding)
         if stage == "transductive_ft":
             table = table + model.item_embedding.weight[1:]
         states = model(rows["item_id_list"], rows["item_length"])
         for row in range(len(rows)):
             expected = F.cosine_similarity(states[row : row + 1], table)
+            if not recipe:
+                history = rows["item_id_list"][row, : rows["item_length"][row]].flip(0).tolist()
+                for item in set(history):
+                    bias = model.history_bias.values()[min(history.index(item), 7)]
+                    expected[item - 1] += model.temperature * bias
             torch.testing.assert_close(scores[row, 1:], expected, rtol=1e-4, atol=1e-5)
         assert torch.isneginf(scores[:, 0]).all() and scores.shape == (14, 41)
         given = scores.gather(1, rows["item_id"][:, None])[:, 0]
@@ -237,7 +245,7 @@ def test_ranks_in_blocks_are_those_of_all_scores(scores_at_once, folder, monkeyp
 @pytest.mark.parametrize("scores_at_once", [1 << 23, 14 * 7])
 def test_items_with_the_same_text_share_their_ranks(scores_at_once, folder, monkeypatch):
     """Half of the other items with the target's text precede it, on every path."""
-    model, dataset = open_model("inductive_ft", folder)
+    model, dataset = open_model("inductive_ft", folder, **PUBLISHED)
     monkeypatch.setattr(layers.ranking, "_SCORES_AT_ONCE", scores_at_once)
     (rows,) = loader_batches(dataset, 100)
     same = torch.arange(0, 40, 3)  # 14 of the 40 items
@@ -404,6 +412,7 @@ def test_a_fixed_encoder_is_positions_and_transformer_and_nothing_else(stage, fo
     free = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     expected = {"LayerNorm.weight", "LayerNorm.bias", "moe_adaptor.w_gate", "moe_adaptor.w_noise"}
     expected |= {"moe_adaptor.experts.weight", "moe_adaptor.experts.bias"}
+    expected |= {"history_mean.recency", "history_mean.weight", "history_bias.weight"}
     assert free == expected | ({"item_embedding.weight"} if stage == "transductive_ft" else set())
     frozen = {name.split(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == {"position_embedding", "trm_encoder"}
@@ -415,7 +424,7 @@ def test_a_fixed_encoder_is_positions_and_transformer_and_nothing_else(stage, fo
 def test_each_stage_has_the_parameters_of_the_published_model(folder):
     shared = None
     for stage in ("pretrain", "inductive_ft", "transductive_ft"):
-        model, dataset = open_model(stage, folder)
+        model, dataset = open_model(stage, folder, **PUBLISHED)
         state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         ids = state.pop("item_embedding.weight", None)
         assert ids == ((41, 16) if stage == "transductive_ft" else None)
@@ -424,7 +433,45 @@ def test_each_stage_has_the_parameters_of_the_published_model(folder):
     assert state["moe_adaptor.experts.weight"] == (3, 16, 24) and state["position_embedding.weight"] == (50, 16)
 
 
+def test_the_parts_that_are_not_in_the_paper_add_these_tensors(folder):
+    published, _ = open_model("transductive_ft", folder, **PUBLISHED)
+    model, _ = open_model("transductive_ft", folder)
+    added = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in published.state_dict():
+        del added[name]
+    whitening = {"whitening.0.mean": (24,), "whitening.0.matrix": (24, 24)}
+    history = {"history_mean.recency": (50,), "history_mean.weight": (), "history_bias.weight": (8,)}
+    assert added == whitening | history
+
+
+def test_texts_are_whitened_by_domain(folder):
+    model, dataset = open_model("pretrain", folder)
+    counts, n = dataset.catalogue.counts, dataset.catalogue.n_items
+    ids = torch.arange(1, 2 * n + 1)
+    texts = dataset.features.lookup(ids)
+    whitened = model.whitening(texts, ids)
+    start = 0
+    for table in texts[:n].split(counts):
+        layer = Whitening(24).fit(table)
+        for view in (0, n):
+            rows = slice(view + start, view + start + len(table))
+            torch.testing.assert_close(whitened[rows], layer(texts[rows]))
+        start += len(table)
+    torch.testing.assert_close(model.represent_items(ids), model.moe_adaptor(whitened))
+
+
+def test_a_cosine_start_keeps_the_cosines_of_the_texts():
+    torch.manual_seed(0)
+    texts = torch.randn(50, 24)
+    cosines = F.normalize(texts, dim=-1) @ F.normalize(texts, dim=-1).T
+    kept = []
+    for start in ("cosine", "normal"):
+        vectors = F.normalize(MoEAdaptor(2, 24, 32, 0.2, start=start).eval()(texts), dim=-1)
+        kept.append((vectors @ vectors.T - cosines).abs().max().item())
+    assert kept[0] < 0.05 < 0.3 < kept[1]
+
+
 def test_features_are_part_of_no_checkpoint(folder):
-    model, dataset = open_model("inductive_ft", folder)
+    model, dataset = open_model("inductive_ft", folder, **PUBLISHED)
     assert torch.equal(model.plm_embedding, dataset.features.table()) and "plm_embedding" not in model.state_dict()
     assert not any(parameter is model.plm_embedding for parameter in model.parameters())

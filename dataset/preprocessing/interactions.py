@@ -18,6 +18,8 @@ class Interactions:
         timestamp: int64 or float64 [n]. Only the order of the timestamps is used.
         position: int64 [n], ascending, the number of each interaction among the rows that were read.
         users, items: raw ids (str), each once. An id may have no interaction.
+        quantity: uint32 [n], equal numbers are equal quantities. None if the source has no quantities. Interactions
+            with different quantities are not repeats.
     """
 
     user: np.ndarray
@@ -26,21 +28,24 @@ class Interactions:
     position: np.ndarray
     users: pl.Series
     items: pl.Series
+    quantity: np.ndarray | None = None
 
     @classmethod
     def collect(cls, frames: Iterable[pl.DataFrame], source: str) -> "Interactions":
         """Collect interactions part by part, so that each raw id is held once instead of once per row.
 
         Args:
-            frames: with the columns `user` (str), `item` (str), `timestamp` (int or float).
+            frames: with the columns `user` (str), `item` (str), `timestamp` (int or float), and optionally `quantity`
+                (str).
             source: where they come from, for the error message.
 
         Raises:
             UserError: there is no interaction.
         """
-        users, items = _StringCodes(), _StringCodes()
+        users, items, quantities = _StringCodes(), _StringCodes(), _StringCodes()
+        columns = [users.encode("user"), items.encode("item"), pl.col("timestamp")]
         parts = [
-            frame.select(users.encode("user"), items.encode("item"), pl.col("timestamp"))
+            frame.select(columns + [quantities.encode("quantity")] * ("quantity" in frame.columns))
             for frame in frames
             if len(frame)
         ]
@@ -49,15 +54,20 @@ class Interactions:
         table = pl.concat(parts)
         user, item, timestamp = (table[column].to_numpy() for column in ("user", "item", "timestamp"))
         users_and_items = users.strings(int(user.max()) + 1), items.strings(int(item.max()) + 1)
-        return cls(user, item, timestamp, np.arange(len(table)), *users_and_items)
+        quantity = table["quantity"].to_numpy() if "quantity" in table.columns else None
+        return cls(user, item, timestamp, np.arange(len(table)), *users_and_items, quantity)
 
     def __len__(self) -> int:
         return len(self.user)
 
     def take(self, rows: np.ndarray) -> "Interactions":
-        """Select rows by ascending indices or by a mask."""
+        """Select rows by indices or by a mask."""
         parts = (self.user[rows], self.item[rows], self.timestamp[rows], self.position[rows])
-        return Interactions(*parts, self.users, self.items)
+        return Interactions(*parts, self.users, self.items, None if self.quantity is None else self.quantity[rows])
+
+    def key(self) -> list[str]:
+        """The names of the columns in which repeated rows agree."""
+        return ["user", "item", "timestamp"] + ([] if self.quantity is None else ["quantity"])
 
     def counts(self) -> dict[str, int]:
         """The number of `interactions`, `users` and `items`."""
@@ -85,16 +95,17 @@ class _StringCodes:
 
 
 def without_repeats(rows: Interactions) -> Interactions:
-    """Keep only the first of the rows with the same user, item and timestamp."""
+    """Keep only the first of the rows with the same user, item, timestamp and, if there are quantities, quantity."""
     timestamp = rows.timestamp.astype(np.float64) + 0.0 if rows.timestamp.dtype.kind == "f" else rows.timestamp
     pair = rows.user.astype(np.uint64) << np.uint64(32) | rows.item
     hashes = (pair ^ _mix_bits(timestamp.view(np.uint64))) * _ODD
+    if rows.quantity is not None:
+        hashes ^= _mix_bits(rows.quantity.astype(np.uint64))
     ordered = np.sort(hashes)
     # rows with equal hashes: nearly all of them are repeats
     candidates = np.flatnonzero(np.isin(hashes, ordered[1:][ordered[1:] == ordered[:-1]]))
-    columns = [rows.user[candidates], rows.item[candidates], timestamp[candidates], candidates]
-    table = pl.DataFrame(columns, ["user", "item", "timestamp", "row"])
-    first = table.unique(["user", "item", "timestamp"], keep="first", maintain_order=True)["row"].to_numpy()
+    table = pl.DataFrame({column: getattr(rows, column)[candidates] for column in rows.key()} | {"row": candidates})
+    first = table.unique(rows.key(), keep="first", maintain_order=True)["row"].to_numpy()
     keep = np.ones(len(rows), dtype=bool)
     keep[candidates] = False
     keep[first] = True
@@ -148,12 +159,19 @@ class OrderedInteractions:
     items: pl.Series
 
 
-def order_interactions(rows: Interactions) -> OrderedInteractions:
+def order_interactions(rows: Interactions, tie_seed: int | None = None) -> OrderedInteractions:
     """Sort the interactions by user and time, and number users and items.
 
-    Interactions of a user at the same time are sorted by position in the file. Users are numbered in the order of their
-    first row. Items are numbered in the order in which they first appear in the sorted interactions.
+    Users are numbered in the order of their first row. Items are numbered in the order in which they first appear in
+    the sorted interactions.
+
+    Args:
+        rows: the interactions.
+        tie_seed: seed of the random order of the interactions of a user with the same timestamp. None: they are sorted
+            by position in the file.
     """
+    if tie_seed is not None:
+        rows = rows.take(np.random.default_rng(tie_seed).permutation(len(rows)))  # the sort below is stable
     by_user = _sort_by_user_and_time(rows.user, rows.timestamp)
     user, position = rows.user[by_user], rows.position[by_user]
     starts = np.flatnonzero(np.append(True, user[1:] != user[:-1]))

@@ -3,8 +3,12 @@
     python dataset/preprocessing/process_or.py --input_path data.csv
 
 Reads the CSV file from Kaggle and the CSV export of UCI's workbook, with commas or semicolons, in any encoding. The
-text of an item is its description in lower case. Rows without a description are left out and counted. Cancelled
-invoices, whose numbers begin with a C, are kept as in the published data set.
+text of an item is its description in lower case. Rows without a description are left out and counted. Rows with the
+same invoice, stock code, quantity and date count once. Cancelled invoices, whose numbers begin with a C, are kept as in
+the published data set.
+
+The rows of an invoice share one date. By default they stay in the order of the file. The published data set has them in
+an arbitrary order, `--ties shuffle` in a random one.
 """
 
 import argparse
@@ -27,7 +31,7 @@ from dataset.preprocessing.texts import clean_sentence  # noqa: E402
 from dataset.preprocessing.times import time_column  # noqa: E402
 
 INVOICE, WORKBOOK_INVOICE = "InvoiceNo", "Invoice"  # the second name is that in UCI's workbook of two years
-COLUMNS = ("StockCode", "Description", "InvoiceDate")
+COLUMNS = ("StockCode", "Description", "Quantity", "InvoiceDate")
 
 
 def process_or(options: argparse.Namespace) -> None:
@@ -63,8 +67,10 @@ def process_or(options: argparse.Namespace) -> None:
             "encoding": encoding,
             "timestamp_format": options.timestamp_format,
             "drop_cancellations": options.drop_cancellations,
+            "ties": options.ties,
         },
         left_out,
+        tie_seed=options.seed if options.ties == "shuffle" else None,
     )
 
 
@@ -105,6 +111,7 @@ def read_invoices(
         pl.col("StockCode").alias("item"),
         time.alias("timestamp"),
         pl.col("Description").fill_null("").str.strip_chars().alias("text"),
+        pl.col("Quantity").fill_null("").str.strip_chars().alias("quantity"),
     ]
     left_out |= {"rows without a description": 0, "rows of cancelled invoices": 0}
 
@@ -130,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--drop_cancellations", action="store_true", help="leave out cancelled invoices")
     parser.add_argument("--timestamp_format", metavar="FORMAT",
                         help="such as '%%d.%%m.%%Y %%H:%%M' (default: derived from the values)")  # fmt: skip
+    parser.add_argument("--ties", choices=("file", "shuffle"), default="file",
+                        help="rows of an invoice with the same date: file keeps the order of the file, shuffle draws a "
+                             "random one, seeded by --seed (default: file)")  # fmt: skip
     add_processing_options(parser)
     return parser
 

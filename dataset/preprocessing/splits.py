@@ -46,6 +46,8 @@ class Rules:
             validation. Each is predicted from all earlier interactions of its user.
         valid_share, test_share: shares of all interactions, for `time` only.
         all_items: items without interactions are part of the catalogue as well. They follow the other items.
+        tie_seed: seed of the random order of the interactions of a user with the same timestamp. None: they are in file
+            order.
     """
 
     user_k: int = 5
@@ -55,6 +57,7 @@ class Rules:
     valid_share: float = 0.1
     test_share: float = 0.1
     all_items: bool = False
+    tie_seed: int | None = None
 
     def check(self) -> None:
         """Check the values.
@@ -69,6 +72,8 @@ class Rules:
         for key in ("user_k", "item_k"):
             if getattr(self, key) < 0:
                 raise UserError(f"--{key} {getattr(self, key)}: expected a whole number from 0 on")
+        if self.tie_seed is not None and self.tie_seed < 0:
+            raise UserError(f"--seed {self.tie_seed}: expected a whole number from 0 on")
         if not (self.valid_share > 0 and self.test_share > 0 and self.valid_share + self.test_share < 1):
             raise UserError(
                 f"--valid_share {self.valid_share} --test_share {self.test_share}: expected two shares above 0 that "
@@ -91,7 +96,8 @@ def write_data_set(
 
     The steps, in this order:
 
-    1. Of rows with the same user, item and timestamp, the first is kept.
+    1. Of rows with the same user, item and timestamp, the first is kept. If the interactions have quantities, the rows
+       must also have the same quantity.
     2. Items that the text table does not list are left out, with `missing_text` "drop" also those without a text.
     3. Users and items with too few interactions are left out, until there are no more of them.
     4. The rest is sorted and numbered as `interactions.order_interactions` describes.
@@ -116,7 +122,7 @@ def write_data_set(
     rules.check()
     check_name(name)
     rows, texts, steps = select(name, interactions, read_texts, rules)
-    ordered = order_interactions(rows)
+    ordered = order_interactions(rows, rules.tie_seed)
     items = _catalogue(ordered.items, texts, rules)
     items_without_text = _check_texts(name, items, rules)
     for kind, raw in (("user", ordered.users), ("item", items["item"])):
@@ -132,7 +138,7 @@ def write_data_set(
         description = {
             "name": name,
             **describe_source(),
-            "rules": dataclasses.asdict(rules) | {"window": CUT_LENGTH},
+            "rules": dataclasses.asdict(rules) | {"window": CUT_LENGTH, "repeated_rows": interactions.key()},
             "steps": steps,
             "users": len(ordered.users),
             "items": len(items),

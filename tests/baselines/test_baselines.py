@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.general_recommender.ease import EASE as RecBoleEASE
+from sklearn.covariance import ledoit_wolf
 
+from baselines.item_to_item import EASE, ItemTransitions, TextAndTransitions
 from baselines.sasrec import SASRec
-from baselines.untrained import LastText, MeanText, Popularity
+from baselines.untrained import LastText, MeanText, Popularity, WhitenedText
+from common.errors import UserError
 from data import SequenceBatches, UniSRecDataset
 from engine.config import build_config
 from engine.evaluate import Evaluation
@@ -70,6 +74,119 @@ def test_nearest_text_equals_its_formula(small, model_class):
         np.testing.assert_allclose(scores[row, 1:], texts @ state, atol=1e-5)
     one = rows["item_id"]
     torch.testing.assert_close(model.predict(rows), scores[torch.arange(len(one)), one])
+
+
+def whitened_texts(dataset):
+    """The whitened text vectors by numpy, float64 [N, D]."""
+    texts = dataset.features.table().double().numpy().copy()
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    texts -= texts.mean(0)
+    values, vectors = np.linalg.eigh(ledoit_wolf(texts, assume_centered=True)[0])
+    texts = texts @ vectors @ np.diag(values**-0.5) @ vectors.T
+    return texts / np.linalg.norm(texts, axis=1, keepdims=True)
+
+
+def ease_of_the_paper(dataset, reg_weight):
+    """Steck, algorithm 1, on the set of each user's training items."""
+    sequences = dataset.sequences("train")
+    matrix = np.zeros((sequences.users.max() + 1, dataset.num("item_id") - 1))
+    matrix[np.repeat(sequences.users, np.diff(sequences.offsets)), sequences.items - 1] = 1
+    inverse = np.linalg.inv(matrix.T @ matrix + reg_weight * np.eye(matrix.shape[1]))
+    weights = inverse / -np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    return weights
+
+
+def transitions_by_loop(dataset, window=5, decay=0.6, backward=0.3, damping=5.0):
+    sequences, n_items = dataset.sequences("train"), dataset.num("item_id") - 1
+    counts = np.zeros((n_items, n_items))
+    for items in np.split(sequences.items - 1, sequences.offsets[1:-1]):
+        for new in range(len(items)):
+            for distance in range(1, min(window, new) + 1):
+                counts[items[new - distance], items[new]] += decay ** (distance - 1)
+                counts[items[new], items[new - distance]] += backward * decay ** (distance - 1)
+    return counts / np.sqrt((counts.sum(1) + damping)[:, None] * (counts.sum(0) + damping))
+
+
+def recencies(rows, row, decay):
+    """The items of a history and their weights. An item that occurs again later is left out."""
+    history = rows["item_id_list"][row, : rows["item_length"][row]].numpy() - 1
+    newest = {item: decay**age for age, item in reversed(list(enumerate(history[::-1])))}
+    return np.array(list(newest)), np.array(list(newest.values()))
+
+
+def item_to_item_weights(model_class, dataset):
+    """The weight of each history item (row) for each item (column), float64 [N, N]."""
+    if model_class is EASE:
+        return ease_of_the_paper(dataset, 3.0)
+    if model_class is ItemTransitions:
+        return transitions_by_loop(dataset)
+    texts = whitened_texts(dataset)
+    similarity = texts @ texts.T
+    np.fill_diagonal(similarity, 0)
+    return similarity + 4 * transitions_by_loop(dataset)
+
+
+@pytest.mark.parametrize("decay", [0.7, 1.0])
+@pytest.mark.parametrize("model_class", [WhitenedText, EASE, ItemTransitions, TextAndTransitions])
+def test_sums_over_the_history_equal_their_formula(small, model_class, decay):
+    options = {"reg_weight": 3.0} if model_class is EASE else {}
+    model, dataset, _ = small(model_class, decay=decay, **options)
+    rows = dataset.build()[1][slice(None)]
+    scores = model.full_sort_predict(rows)
+    assert scores.shape == (25, 31) and torch.isneginf(scores[:, 0]).all()
+    repeats = 0
+    for row in range(25):
+        items, weights = recencies(rows, row, decay)
+        repeats += len(items) < rows["item_length"][row]
+        if model_class is WhitenedText:
+            state = weights @ whitened_texts(dataset)[items]
+            expected = whitened_texts(dataset) @ state / np.linalg.norm(state)
+        else:
+            expected = weights @ item_to_item_weights(model_class, dataset)[items]
+        np.testing.assert_allclose(scores[row, 1:], expected, atol=1e-4)
+    assert repeats > 3
+    one = rows["item_id"]
+    torch.testing.assert_close(model.predict(rows), scores[torch.arange(25), one])
+
+
+def test_ease_without_decay_is_recboles_on_the_training_rows(small, monkeypatch):
+    """For users whose history is their training row, RecBole's EASE gives the same scores."""
+    model, dataset, config = small(EASE, decay=1.0, reg_weight=10.0)
+    train, valid, _ = dataset.build()
+    matrix = train.inter_matrix("csr")
+    matrix.data[:] = 1  # RecBole's class counts repeated items, the paper does not
+    monkeypatch.setattr(train, "inter_matrix", lambda form: matrix)
+    rows = valid[slice(None)]
+    whole = rows["item_length"] < dataset.max_history  # a longer history was cut, but not the training row
+    expected = RecBoleEASE(config, train).full_sort_predict(rows).view(25, 31)
+    assert whole.sum() > 5
+    torch.testing.assert_close(model.full_sort_predict(rows)[whole, 1:], expected[whole, 1:], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "options"),
+    [
+        (WhitenedText, {"decay": 0.2}),
+        (EASE, {"reg_weight": 5.0}),
+        (ItemTransitions, {"transition_window": 1}),
+        (ItemTransitions, {"transition_decay": 0.1}),
+        (ItemTransitions, {"transition_backward": 0.0}),
+        (ItemTransitions, {"transition_damping": 0.0}),
+        (TextAndTransitions, {"transition_weight": 1.0}),
+    ],
+)
+def test_each_setting_reaches_the_scores(small, model_class, options):
+    default, dataset, _ = small(model_class)
+    rows = dataset.build()[2][slice(None)]
+    found, expected = small(model_class, **options)[0].full_sort_predict(rows), default.full_sort_predict(rows)
+    assert not torch.allclose(found[:, 1:], expected[:, 1:], rtol=1e-3)
+
+
+def test_ease_refuses_a_large_catalogue_in_one_line(small, monkeypatch):
+    monkeypatch.setattr("layers.item_to_item.EASE_MAX_ITEMS", 29)
+    with pytest.raises(UserError, match="model EASE: found a catalogue of 30 items, expected at most 29.*; choose I"):
+        small(EASE)
 
 
 def test_evaluation_of_popularity_by_hand(small):

@@ -25,7 +25,7 @@ from engine.checkpoint import (
     to_published_layout,
 )
 from engine.config import build_config
-from tests.conftest import small_config, write_mix, write_tiny
+from tests.conftest import PUBLISHED, small_config, write_mix, write_tiny
 from unisrec import UniSRec
 
 
@@ -36,9 +36,9 @@ def data(tmp_path_factory):
 
 
 def open_model(stage, data, **options):
-    """A model with weights of its own, its data set and its configuration."""
+    """A model of the published recipe with weights of its own, its data set and its configuration."""
     name = "Mix" if stage == "pretrain" else "Tiny"
-    config = small_config(stage, name, data["pretrain" if stage == "pretrain" else "Tiny"], **options)
+    config = small_config(stage, name, data["pretrain" if stage == "pretrain" else "Tiny"], **PUBLISHED | options)
     dataset = UniSRecDataset(config)
     torch.manual_seed(len(stage))
     model = UniSRec(config, dataset)
@@ -360,7 +360,7 @@ def scores_of(checkpoint, config):
 
 OTHER_SHAPE = {
     "n_layers": 3, "n_heads": 4, "hidden_size": 8, "inner_size": 20, "hidden_act": "relu", "layer_norm_eps": 1e-2,
-    "n_exps": 5, "MAX_ITEM_LIST_LENGTH": 20,
+    "n_exps": 5, "MAX_ITEM_LIST_LENGTH": 20, "whiten_texts": True, "history_mean": True, "history_bias": 5,
 }  # fmt: skip
 
 
@@ -373,7 +373,7 @@ def test_the_settings_that_shape_the_model_come_from_the_checkpoint(data, tmp_pa
         adopt_settings(adopting, checkpoint, "a.pth")
     assert {key: adopting[key] for key in SHAPE} == OTHER_SHAPE
     assert (
-        "settings from a.pth: n_layers 3, n_heads 4, hidden_size 8" in caplog.text and "does not say" not in caplog.text
+        "n_layers 3, n_heads 4, hidden_size 8, inner_size 20" in caplog.text and "does not say" not in caplog.text
     )
     explicit = config_without_sizes(data, **OTHER_SHAPE)
     adopt_settings(explicit, checkpoint, "a.pth")
@@ -387,13 +387,16 @@ def test_the_settings_that_shape_the_model_come_from_the_checkpoint(data, tmp_pa
 
 
 def test_without_stored_settings_the_tensors_tell_what_they_can(data, tmp_path, caplog):
-    source, _, _ = open_model("pretrain", data, **OTHER_SHAPE)
+    sizes = {key: value for key, value in OTHER_SHAPE.items() if key not in PUBLISHED}
+    source, _, _ = open_model("pretrain", data, **sizes)
     torch.save({"state_dict": to_published_layout(state_of(source))}, tmp_path / "a.pth")
     config = config_without_sizes(data)
     with caplog.at_level(logging.INFO):
         adopt_settings(config, read_checkpoint(str(tmp_path / "a.pth")), "a.pth")
     silent = {"n_heads": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
+    silent |= {key: PUBLISHED[key] for key in ("whiten_texts", "history_mean", "history_bias")}
     assert {key: config[key] for key in SHAPE} == {**OTHER_SHAPE, **silent}
+    assert config["recipe"] == "published" and config["adaptor_start"] == "normal"
     assert "a.pth does not say n_heads, hidden_act, layer_norm_eps; this run uses its own values" in caplog.text
 
 
@@ -409,12 +412,59 @@ def test_a_published_checkpoint_brings_its_settings_too(golden_folder, data):
     checkpoint = read_checkpoint(os.path.join(golden_folder, "UniSRec-AB-300.pth"))
     config = config_without_sizes(data)
     adopt_settings(config, checkpoint, "a.pth")
-    assert [config[key] for key in SHAPE] == [2, 2, 16, 12, "gelu", 1e-12, 3, 50]
+    assert [config[key] for key in SHAPE] == [2, 2, 16, 12, "gelu", 1e-12, 3, 50, False, False, 0]
     checkpoint["config"].state["final_config_dict"]["n_heads"] = 4
     adopt_settings(config, checkpoint, "a.pth")
     assert config["n_heads"] == 4
     with pytest.raises(UserError, match="--n_heads: found 2, expected 4, with which a.pth was trained"):
         adopt_settings(config_without_sizes(data, n_heads=2), checkpoint, "a.pth")
+
+
+def test_a_checkpoint_is_used_with_its_recipe(data, tmp_path):
+    default = config_without_sizes(data)
+    assert default["recipe"] != "published" and default["whiten_texts"]
+    for options, expected in ((PUBLISHED, PUBLISHED), ({}, {key: default[key] for key in PUBLISHED})):
+        source, _, config = open_model("pretrain", data, **{key: default[key] for key in PUBLISHED} | options)
+        adopting = config_without_sizes(data)
+        adopt_settings(adopting, read_checkpoint(saved(source, config, tmp_path / "a.pth")), "a.pth")
+        assert {key: adopting[key] for key in PUBLISHED} == expected
+    with pytest.raises(UserError, match="--whiten_texts: found True, expected False, with which a.pth was trained"):
+        source, _, config = open_model("pretrain", data)
+        checkpoint = read_checkpoint(saved(source, config, tmp_path / "a.pth"))
+        adopt_settings(config_without_sizes(data, whiten_texts=True), checkpoint, "a.pth")
+
+
+def test_a_smoothing_of_the_users_own_stays(data, tmp_path):
+    source, _, config = open_model("pretrain", data)
+    adopting = config_without_sizes(data, label_smoothing=0.3)
+    adopt_settings(adopting, read_checkpoint(saved(source, config, tmp_path / "a.pth")), "a.pth")
+    assert adopting["label_smoothing"] == 0.3
+
+
+def test_parts_that_are_added_to_a_checkpoint_start_without_effect(data, tmp_path, caplog):
+    source, _, config = open_model("pretrain", data)
+    checkpoint = read_checkpoint(saved(source, config, tmp_path / "a.pth"))
+    found = []
+    for options in ({}, {"history_mean": True, "history_bias": 4}):
+        own = config_without_sizes(data, **options)
+        adopt_settings(own, checkpoint, "a.pth")
+        assert (own["history_mean"], own["history_bias"]) == ((True, 4) if options else (False, 0))
+        with caplog.at_level(logging.INFO):
+            found.append(scores_of(checkpoint, own))
+    torch.testing.assert_close(*found)
+    assert "new: history_bias.weight, history_mean.recency, history_mean.weight" in caplog.text
+
+
+def test_the_whitening_stays_that_of_the_data_set(data, tmp_path):
+    source, _, config = open_model("pretrain", data, whiten_texts=True)
+    checkpoint = read_checkpoint(saved(source, config, tmp_path / "a.pth"))
+    assert "whitening.1.matrix" in checkpoint["state_dict"]
+    target, _, _ = open_model("inductive_ft", data, whiten_texts=True)
+    before = state_of(target)
+    load_weights(target, checkpoint, "a.pth")
+    after = state_of(target)
+    assert torch.equal(after["whitening.0.matrix"], before["whitening.0.matrix"])
+    assert torch.equal(after["moe_adaptor.w_gate"], source.moe_adaptor.w_gate)
 
 
 # -- and says which text features it was trained on ------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import layers.fast.cross_entropy
 from layers.losses import catalogue_cross_entropy, cross_entropy, draw_negatives, in_batch_contrastive
+from layers.sparse_logits import SparseLogits
 
 T = 0.07
 WAYS = {  # (logits held at a time, queries below which keys are taken in blocks) of the fast cross entropy
@@ -200,13 +201,21 @@ def catalogue(size=6, candidates=9, width=4, seed=0):
     return query, table, torch.randint(0, candidates, (size,), generator=generator)
 
 
-def cross_entropy_by_loop(query, candidates, targets, temperature, weights=None):
+def cross_entropy_by_loop(
+    query, candidates, targets, temperature, weights=None, added=None, label_smoothing=0.0, log_counts=None
+):
+    """The formula, prediction by prediction: `added` is float [B, N], `log_counts` float [N]."""
     query, candidates = query.double(), candidates.double()
     weights = torch.ones(len(query), dtype=torch.float64) if weights is None else weights.double()
+    counts = torch.ones(len(candidates), dtype=torch.float64) if log_counts is None else log_counts.double().exp()
     losses = []
-    for state, target in zip(query, targets, strict=True):
+    for row, (state, target) in enumerate(zip(query, targets, strict=True)):
         scores = torch.stack([cosine(state, candidate) / temperature for candidate in candidates])
-        losses.append(-(scores[target].exp() / scores.exp().sum()).log())
+        scores = scores if added is None else scores + added[row]
+        log_probabilities = scores - (counts * scores.exp()).sum().log()
+        labels = label_smoothing * counts / counts.sum()
+        labels[target] += 1 - label_smoothing
+        losses.append(-(labels * log_probabilities).sum())
     return (torch.stack(losses) * weights).sum() / weights.sum()
 
 
@@ -221,6 +230,31 @@ def test_cross_entropy_and_gradients_equal_the_formula(weights, over_catalogue):
         results.append((loss, inputs[0].grad, inputs[1].grad))
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours.double(), plain.double(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_added_logits_and_smoothed_labels_are_those_of_the_formula(label_smoothing, sampled, over_catalogue):
+    query, table, targets = catalogue()
+    rows = torch.tensor([0, 0, 1, 3, 5])
+    columns = torch.tensor([int(targets[0]), (int(targets[0]) + 1) % 9, 8, 0, int(targets[5])])
+    log_counts = None
+    if sampled:
+        log_counts = torch.full((9,), 0.7).index_fill(0, targets, 0.0)
+    options = {"weights": torch.tensor([1.0, 2, 1, 1, 3, 5]), "label_smoothing": label_smoothing}
+    options["log_counts"] = log_counts
+    results = []
+    for function in (over_catalogue, cross_entropy_by_loop):
+        inputs = query.clone().requires_grad_(), table.clone().requires_grad_()
+        values = torch.tensor([-5.0, 3.0, -1.0, 0.5, 2.0], requires_grad=True)
+        added = SparseLogits(rows, columns, values)
+        dense = added.add_to(torch.zeros(6, 9))
+        loss = function(*inputs, targets, T, added=added if function is over_catalogue else dense, **options)
+        loss.backward()
+        results.append((loss, inputs[0].grad, inputs[1].grad, values.grad))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), plain.double(), rtol=1e-4, atol=1e-5)
+    assert results[0][3].abs().min() > 0
 
 
 def test_a_query_of_weight_two_is_the_query_twice(over_catalogue):

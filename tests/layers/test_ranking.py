@@ -1,10 +1,12 @@
 """Ranks with ties, worked by hand."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 import layers.ranking
 from layers.ranking import expected_ranks, ranks_in_blocks
+from layers.sparse_logits import SparseLogits
 
 
 def rank(scores, target):
@@ -56,3 +58,19 @@ def test_a_target_that_scores_almost_nothing_keeps_its_rank_in_blocks(monkeypatc
     own = scores.gather(1, targets[:, None])
     expected = (scores > own + 1e-9).sum(1) + 1.5  # the twin is equal
     assert torch.equal(ranks_in_blocks(lambda left, right: left @ right.mT, states, items, targets), expected.double())
+
+
+@pytest.mark.parametrize("scores_at_once", [1 << 23, 7, 1])
+def test_added_numbers_count_in_every_block(scores_at_once, monkeypatch):
+    monkeypatch.setattr(layers.ranking, "_SCORES_AT_ONCE", scores_at_once)
+    generator = torch.Generator().manual_seed(0)
+    items = F.normalize(torch.randn(20, 6, generator=generator), dim=-1)
+    states = F.normalize(torch.randn(5, 6, generator=generator), dim=-1)
+    targets = torch.tensor([3, 0, 19, 7, 7])
+    added = SparseLogits(
+        torch.tensor([0, 0, 1, 2, 4]), torch.tensor([3, 5, 11, 19, 7]), torch.tensor([-0.5, 0.9, 1.0, 2.0, -3.0])
+    )
+    expected = expected_ranks(added.add_to(states @ items.T), targets)
+    ranks = ranks_in_blocks(lambda left, right: left @ right.mT, states, items, targets, added)
+    assert torch.equal(ranks, expected)
+    assert ranks[2] == 1 and ranks[4] == 20

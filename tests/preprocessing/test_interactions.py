@@ -1,6 +1,7 @@
 """Repeated rows, the k-core and the order of everything, each against the plainest way to do it."""
 
 import random
+from collections import Counter
 
 import numpy as np
 import polars as pl
@@ -69,6 +70,28 @@ def test_equal_checksums_are_not_taken_for_equal_rows(monkeypatch):
     assert plain(without_repeats(interactions(rows))) == rows[:2]
 
 
+@pytest.mark.parametrize("parts", [1, 7])
+def test_rows_that_differ_in_quantity_are_not_repeats(parts):
+    luck = random.Random(3)
+    rows = [(*row, str(luck.randrange(3))) for row in random_rows(3, count=2000, users=8, items=6, times=20)]
+    table = pl.DataFrame(rows, ["user", "item", "timestamp", "quantity"], orient="row")
+    size = -(-len(rows) // parts)
+    taken = Interactions.collect([table[start : start + size] for start in range(0, len(rows), size)], "rows")
+    left = without_repeats(taken)
+    expected = list(dict.fromkeys(rows))
+    assert [rows[place] for place in left.position] == expected
+    assert plain(left) == [row[:3] for row in expected]
+    assert len(set(plain(left))) < len(expected) < len(rows)
+    assert left.key() == ["user", "item", "timestamp", "quantity"]
+    assert without_repeats(left) is left
+
+
+def test_equal_checksums_are_not_taken_for_equal_quantities(monkeypatch):
+    monkeypatch.setattr(module, "_mix_bits", lambda numbers: numbers * np.uint64(0))
+    table = pl.DataFrame({"user": ["u"] * 3, "item": ["a"] * 3, "timestamp": [1] * 3, "quantity": ["6", "1", "6"]})
+    assert without_repeats(Interactions.collect([table], "rows")).position.tolist() == [0, 1]
+
+
 def test_minus_zero_is_zero():
     assert len(without_repeats(interactions([("u", "a", 0.0), ("u", "a", -0.0)]))) == 1
 
@@ -118,6 +141,34 @@ def test_walk_of_a_part_knows_only_what_is_left():
     taken = interactions(rows)
     found = order_interactions(taken.take(np.array([1, 2])))
     assert (found.users.to_list(), found.items.to_list(), found.item.tolist()) == (["late"], ["a", "b"], [0, 1])
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_shuffled_ties_keep_the_order_of_time_and_of_the_users(kind):
+    taken = interactions(random_rows(5, times=6, kind=kind))
+    in_file_order, shuffled = order_interactions(taken), order_interactions(taken, tie_seed=1)
+    assert shuffled.users.to_list() == in_file_order.users.to_list()
+    assert shuffled.offsets.tolist() == in_file_order.offsets.tolist()
+    assert shuffled.timestamp.tolist() == in_file_order.timestamp.tolist()
+
+    def items(ordered):
+        return [ordered.items[number] for number in ordered.item.tolist()]
+
+    def interactions_of(ordered):
+        user = np.repeat(np.arange(len(ordered.users)), np.diff(ordered.offsets)).tolist()
+        return list(zip(user, ordered.timestamp.tolist(), items(ordered), strict=True))
+
+    assert sorted(interactions_of(shuffled)) == sorted(interactions_of(in_file_order))
+    assert items(shuffled) != items(in_file_order)
+    assert items(order_interactions(taken, tie_seed=1)) == items(shuffled)
+    assert items(order_interactions(taken, tie_seed=2)) != items(shuffled)
+
+
+def test_all_orders_of_a_tie_are_equally_likely():
+    taken = interactions([("u", item, 1) for item in "abc"])
+    orders = Counter("".join(order_interactions(taken, tie_seed=seed).items) for seed in range(600))
+    assert set(orders) == {"abc", "acb", "bac", "bca", "cab", "cba"}
+    assert 60 < min(orders.values()) and max(orders.values()) < 140  # 100 each are expected, standard deviation 9
 
 
 def test_no_interaction_at_all():

@@ -1,0 +1,39 @@
+"""Logits that are added at a few candidates. P predictions, N candidates, Z entries."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class SparseLogits(NamedTuple):
+    """Z entries of a matrix of logits [P, N]. All other entries are 0.
+
+    Attributes:
+        rows: int64 [Z], the prediction of each entry, ascending.
+        columns: int64 [Z], the candidate of each entry. No two entries have the same row and column.
+        values: float [Z].
+    """
+
+    rows: Tensor
+    columns: Tensor
+    values: Tensor
+
+    def add_to(self, logits: Tensor) -> Tensor:
+        """The sum of dense logits, float [P, N], and these: float [P, N]."""
+        return logits.index_put((self.rows, self.columns), self.values.to(logits.dtype), accumulate=True)
+
+    def at(self, columns: Tensor) -> Tensor:
+        """The logit of one candidate per prediction: columns int64 [P] -> float [P]."""
+        hit = columns[self.rows] == self.columns
+        return self.values.new_zeros(len(columns)).index_add(0, self.rows[hit], self.values[hit])
+
+    def select_rows(self, start: int, stop: int) -> "SparseLogits":
+        """The entries of the predictions from `start` to `stop`, which are counted from 0 in the result."""
+        low, high = torch.searchsorted(self.rows, self.rows.new_tensor([start, stop])).tolist()
+        return SparseLogits(self.rows[low:high] - start, self.columns[low:high], self.values[low:high])
+
+    def select_columns(self, start: int, stop: int) -> "SparseLogits":
+        """The entries of the candidates from `start` to `stop`, which are counted from 0 in the result."""
+        inside = (self.columns >= start) & (self.columns < stop)
+        return SparseLogits(self.rows[inside], self.columns[inside] - start, self.values[inside])
