@@ -8,7 +8,7 @@ from common.files import atomic_path, write_json
 SIGNIFICANT = 0.01  # differences with a smaller p-value are marked
 _UPPER = ("ndcg", "mrr", "map")
 _GROUP_METRIC = "ndcg@10"
-_CAPTION = "Mean and standard error over seeds. ▲▼ better, worse than the row in orange, p < .01 (see table.md)."
+_CAPTION = "Mean and standard error over seeds. ▲▼ better, worse than a row in orange, p < .01 (table.md says which)."
 _COLORS = {"UniSRec": "tab:blue", "other": "tab:gray", "compared": "tab:orange"}
 
 
@@ -138,7 +138,7 @@ def _explanation(table):
             "(paired t-test over users, whose metrics are averaged over the seeds)."
         )
     protocols = [row["protocol"] for row in rows if row["protocol"]]
-    if protocols and all(each.get("repeatable") and each["eval_args"].get("mode") == "full" for each in protocols):
+    if protocols and all(map(_keeps_history, protocols)):
         sentences.append("Full ranking of all items, those of the history included.")
     encoders = {_encoder(row["text_encoder"]): None for row in rows if row["text_encoder"]}
     if encoders:
@@ -152,6 +152,12 @@ def _explanation(table):
         on = f"{'; '.join(table['machines'])}; {_list(threads)} thread{'s' if threads != [1] else ''} per run"
         sentences.append(f"Measured {when} ({on}).")
     return " ".join(sentences)
+
+
+def _keeps_history(protocol):
+    """Whether all items are candidates, those of the history included."""
+    mode = protocol["eval_args"]["mode"]  # RecBole turns `full` into {valid: full, test: full}
+    return protocol["repeatable"] and (mode["test"] if isinstance(mode, dict) else mode) == "full"
 
 
 def _encoder(about):

@@ -36,6 +36,9 @@ rows:
 HITS = {("Popularity", 1): 4, ("Base", 1): 8, ("Base", 2): 12, ("Text", 1): 22, ("Text", 2): 26}
 
 
+PROTOCOL = {"repeatable": True, "eval_args": {"mode": {"valid": "full", "test": "full"}}, "MAX_ITEM_LIST_LENGTH": 50}
+
+
 def ranks(hits, users=40):
     return np.where(np.arange(users) < hits, 1, 30)
 
@@ -68,7 +71,7 @@ def finished_run(folder, run, hits):
         "peak_memory_mb": 6.0,
         "versions": {"torch": "2"},
         "groups": {"repetition": {"new to the user": {"users": 40, **metrics}}},
-        "settings": {"repeatable": True, "eval_args": {"mode": "full"}, "MAX_ITEM_LIST_LENGTH": 50},
+        "settings": PROTOCOL | {"epochs": 5},
     }
     return Finished(str(folder), record, result)
 
@@ -98,7 +101,7 @@ def test_means_and_standard_errors(by_hand):
     assert popularity["metrics"]["test"]["recall@10"] == {"mean": 0.1, "error": None, "values": [0.1]}
     assert (text["stage"], text["seeds"], text["run_ids"]) == ("inductive_ft", [1, 2], ["id1", "id2"])
     assert (text["epochs"], text["best_epoch"], text["threads"]) == ([10, 20], [3, 6], [1, 1])
-    assert text["protocol"] == {"repeatable": True, "eval_args": {"mode": "full"}, "MAX_ITEM_LIST_LENGTH": 50}
+    assert text["protocol"] == PROTOCOL
     group = text["groups"]["repetition"]["new to the user"]
     assert group == {"users": 40, "recall@10": pytest.approx(0.6), "ndcg@10": pytest.approx(0.6)}
     assert [dataset["rows"][row]["runs_of_other_code"] for row in ("Base", "Text")] == [1, 0]
@@ -155,6 +158,15 @@ def test_marks_of_worse_rows_and_of_chance(by_hand, tmp_path):
         assert (text["compared"]["metrics"]["recall@10"]["p"] < 0.01) == bool(mark)
         line = format_table(build_table(experiment, runs, done))[4]
         assert f"± .0500{' ' + mark if mark else ''} |" in line and "▲" not in line
+
+
+def test_another_protocol_is_not_called_full_ranking(by_hand):
+    full = "Full ranking of all items, those of the history included."
+    for changes in ({"repeatable": False}, {"eval_args": {"mode": {"valid": "full", "test": "uni100"}}}):
+        table = build_table(*by_hand)
+        assert full in format_table(table)[-1]
+        table["datasets"]["Tiny"]["rows"]["Base"]["protocol"].update(changes)
+        assert full not in format_table(table)[-1]
 
 
 def test_the_files_of_a_table(by_hand, tmp_path):
