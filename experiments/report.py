@@ -16,7 +16,7 @@ def write_report(table: dict[str, Any], folder: str) -> None:
     """Write table.json, table.md and table.png.
 
     Args:
-        table: from `experiments.tables.build_table`.
+        table: from `experiments.summary.build_table`.
         folder: created if it is missing.
     """
     write_json(os.path.join(folder, "table.json"), table)

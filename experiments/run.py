@@ -190,7 +190,7 @@ class Runner:
     def write_table(self) -> None:
         """Write table.json, table.md and table.png of the finished runs."""
         from experiments.report import write_report  # imported here: these take seconds
-        from experiments.tables import build_table
+        from experiments.summary import build_table
 
         for run in self.runs:
             if run not in self.finished and (found := self._find(run)):

@@ -15,7 +15,7 @@ import pytest
 
 import experiments.report
 import experiments.run
-import experiments.tables
+import experiments.summary
 from common.errors import run_command
 from engine.ranks_file import read_ranks
 from engine.settings import ROOT, parse_command_line
@@ -123,7 +123,7 @@ def test_only_what_is_missing_runs(fake, capsys):
 def test_other_code_is_marked_until_it_is_run_again(fake, monkeypatch):
     fake.write("[1, 2]")
     assert fake.main() == 0 and fake.row()["runs_of_other_code"] == 0
-    for module in (experiments.run, experiments.tables):
+    for module in (experiments.run, experiments.summary):
         monkeypatch.setattr(module, "code_hash", lambda run: "new")
     assert fake.main() == 0 and fake.started() == [1, 2], "a change of the code repeats nothing"
     assert fake.row()["runs_of_other_code"] == 2

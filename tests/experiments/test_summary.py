@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-import experiments.tables
+import experiments.summary
 from common.errors import UserError
 from engine.settings import ROOT
 from experiments.plan import plan_runs, read_experiment
 from experiments.readme import fill
 from experiments.report import format_table, number, write_report
 from experiments.store import Finished
-from experiments.tables import build_table
+from experiments.summary import build_table
 from tests.experiments.test_compare import write_ranks
 
 YAML = """
@@ -82,7 +82,7 @@ def by_hand(tmp_path, tiny, monkeypatch):
     (tmp_path / "hand.yaml").write_text(YAML)
     experiment = read_experiment(str(tmp_path / "hand.yaml"))
     runs = plan_runs(experiment, tiny)
-    monkeypatch.setattr(experiments.tables, "code_hash", lambda run: "code")
+    monkeypatch.setattr(experiments.summary, "code_hash", lambda run: "code")
     done = {run: finished_run(tmp_path, run, HITS[run.row.label, run.seed])
             for run in runs if (run.row.label, run.seed) in HITS}  # fmt: skip
     return experiment, runs, done
@@ -188,7 +188,7 @@ def test_numbers():
 
 
 def test_a_table_is_made_without_torch():
-    code = "import sys, experiments.run, experiments.tables, experiments.report; print('torch' in sys.modules)"
+    code = "import sys, experiments.run, experiments.summary, experiments.report; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
