@@ -8,7 +8,6 @@ import polars as pl
 
 from common.errors import UserError
 from common.files import atomic_path
-from data.catalogue import read_index
 from engine.metrics import RankTable
 
 if TYPE_CHECKING:
@@ -78,6 +77,8 @@ def user_names(dataset: "UniSRecDataset") -> np.ndarray:
     path = os.path.join(dataset.config["data_path"], f"{dataset.dataset_name}.user2index")
     if not os.path.isfile(path):
         return names
+    from data.catalogue import read_index  # imported here: it imports torch, which `read_ranks` does not need
+
     raw = {}
     for number, line, name, token in read_index(path):
         if not token.isdecimal():

@@ -47,8 +47,11 @@ def main(argv: list[str]) -> None:
         write_json(options.json, result)
 
 
-def parse_metric(text: str) -> tuple[str, int]:
+def parse_metric(text: str, where: str = "option --metrics") -> tuple[str, int]:
     """Parse a metric, such as `recall@10` -> ("recall", 10).
+
+    Args:
+        where: the option, or the file and the key, for the message.
 
     Raises:
         UserError: the metric is unknown, or no whole number above 0 follows the @.
@@ -56,7 +59,7 @@ def parse_metric(text: str) -> tuple[str, int]:
     name, _, k = text.strip().lower().partition("@")
     if name not in METRICS or not k.isdecimal() or int(k) < 1:
         raise UserError(
-            f"option --metrics: found {text!r}, expected METRIC@K, such as recall@10 (metrics: {', '.join(METRICS)})"
+            f"{where}: found {text!r}, expected METRIC@K, such as recall@10 (metrics: {', '.join(METRICS)})"
             + did_you_mean(name, METRICS)
         )
     return name, int(k)
@@ -100,7 +103,7 @@ def compare(tables: dict[str, RankTable], metrics: list[tuple[str, int]]) -> dic
 
     Returns:
         dict: `users`, `samples`, `seed`, and `metrics`. `metrics` maps "recall@10" -> name -> a dict with `mean` and,
-        except for the first table, `difference`, `low` and `high` (the 95% interval of the difference) and `p`.
+        except for the first table, `difference`, `p`, `low` and `high` (the 95% interval of the difference).
     """
     generator = np.random.default_rng(SEED)
     (first, reference), *rest = tables.items()
@@ -113,12 +116,16 @@ def compare(tables: dict[str, RankTable], metrics: list[tuple[str, int]]) -> dic
             low, high = bootstrap_interval(values - base, generator)
             found[path] = {
                 "mean": float(values.mean()),
-                "difference": float((values - base).mean()),
+                **paired_difference(values, base),
                 "low": low,
                 "high": high,
-                "p": paired_p_value(values, base),
             }
     return {"users": len(reference), "samples": SAMPLES, "seed": SEED, "metrics": compared}
+
+
+def paired_difference(values: np.ndarray, base: np.ndarray) -> dict[str, float]:
+    """The mean difference of two arrays, float [U], and the p-value of the paired t-test: `difference` and `p`."""
+    return {"difference": float((values - base).mean()), "p": paired_p_value(values, base)}
 
 
 def bootstrap_interval(differences: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
