@@ -35,6 +35,8 @@ with open(os.path.join(here, "started"), "a") as file:
     file.write(f"{options['seed']}\\n")
 with open(os.path.join(here, "todo.json")) as file:
     todo = json.load(file).get(str(options["seed"]), {})
+while not set(todo.get("after", [])) <= set(open(os.path.join(here, "started")).read().split()):
+    time.sleep(0.05)
 time.sleep(todo.get("seconds", 0))
 if "fail" in todo:
     print("a line", file=sys.stderr)
@@ -156,7 +158,7 @@ def test_a_run_without_its_files_has_failed(fake, capsys):
 
 
 def test_runs_of_several_workers_overlap(fake):
-    fake.todo(_1={"seconds": 60}, _2={"seconds": 60})
+    fake.todo(_1={"seconds": 60}, _2={"seconds": 60}, _3={"after": ["1", "2"]})
     runner = fake.runner(workers=3)
     original = runner._end
     runner._end = lambda job: (original(job), [other.process.terminate() for other in runner.active])
