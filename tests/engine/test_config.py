@@ -291,20 +291,6 @@ def test_shorter_histories_need_no_other_option():
     assert config["MAX_ITEM_LIST_LENGTH"] == 10 < config["predictions_per_row"]
 
 
-@pytest.mark.parametrize(
-    ("argv", "predictions_per_row"),
-    [
-        (["--train_stage=inductive_ft"], 2),
-        (["--train_stage=inductive_ft", "--predictions_per_row=7"], 7),
-        (["--train_stage=transductive_ft"], 25),
-        (["--predictions_per_row=2"], 2),
-        ([], 25),
-    ],
-)
-def test_how_many_predictions_share_a_history_depends_on_the_stage(argv, predictions_per_row):
-    assert config_of(*argv)["predictions_per_row"] == predictions_per_row
-
-
 def test_a_model_that_learns_from_pairs_gets_pairs():
     for name, pairs in (("FPMC", True), ("TransRec", True), ("GRU4Rec", False), ("SINE", False)):
         config = config_of(model=find_model(name), command="baseline")

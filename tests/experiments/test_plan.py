@@ -60,7 +60,7 @@ def test_the_runs_of_an_experiment(good, tmp_path):
         "pretrained": os.path.join(ROOT, "saved", "a.pth"),
     }
     assert [run.command for run in runs[:3]] == ["run_baseline.py", "run_baseline.py", "finetune.py"]
-    assert runs[2].settings["temperature"] == 0.1 and runs[2].settings["predictions_per_row"] == 2
+    assert runs[2].settings["temperature"] == 0.1 and runs[2].settings["predictions_per_row"] == 25
 
 
 def test_a_model_of_ones_own(tmp_path):
