@@ -4,9 +4,9 @@
     python benchmarks/speed.py -d Scientific -m BTS [--data DIR]       # DIR contains downstream/ and pretrain/
     python benchmarks/speed.py -d Scientific --parts finetune,startup
 
-The reference (reference.py) computes as the published code does, so it is compared with the recipe of the paper. The part
-`recipes` compares this recipe with the default one. The reference encodes one row per prefix, padded to 50 items. It
-adapts every position, one expert after the other. It computes the item table again for every batch of an evaluation.
+The reference (reference.py) computes as the published code does, so it is compared with the recipe of the paper. The
+part `recipes` compares this recipe with the default one. The reference encodes one row per prefix, padded to 50 items.
+It adapts every position, one expert after the other. It computes the item table again for every batch of an evaluation.
 One of its steps takes up to a minute. Each measurement runs in a process of its own, whose peak memory is reported.
 """
 
