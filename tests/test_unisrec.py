@@ -10,14 +10,16 @@ from torch.utils.checkpoint import checkpoint
 import layers.fast.catalogue
 import layers.fast.encoder
 import layers.ranking
-from data import SequenceBatches, batches
+from data import SequenceBatches, UniSRecDataset, batches
 from engine.trainer import Trainer
 from layers.adaptor import MoEAdaptor
 from layers.item_to_item import spectral_vectors
 from layers.ranking import expected_ranks
 from layers.whitening import Whitening
-from tests.conftest import MAX_HISTORY, PUBLISHED
+from tests.conftest import MAX_HISTORY, PUBLISHED, small_config
+from tests.small_data import published_rows, write_features, write_splits
 from tests.small_models import adaptor, assert_same_gradients, gradients, one_batch, open_model
+from unisrec import UniSRec
 
 # -- adaptor -------------------------------------------------------------------------------------------------------
 
@@ -400,6 +402,45 @@ def test_a_batch_in_parts_has_the_gradients_of_the_batch(stage, folder, tmp_path
         assert torch.equal(torch.get_rng_state(), after), "the next step draws new numbers"
         found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         assert_same_gradients(found, expected)
+
+
+# -- history bias ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_the_history_bias_learns_whether_people_buy_again(repeats, tmp_path):
+    """In a shop where about seven of ten targets are items of the history, and in one where none is."""
+    random = np.random.default_rng(0)
+    histories = []
+    for _ in range(60):
+        order = random.permutation(40).tolist()
+        history = [order.pop()]
+        while len(history) < 9:
+            again = repeats and random.random() < 0.7
+            history.append(history[-random.integers(1, min(4, len(history) + 1))] if again else order.pop())
+        histories.append(history)
+    (tmp_path / "Small").mkdir()
+    write_splits(str(tmp_path / "Small"), "Small", published_rows(histories, 50))
+    write_features(str(tmp_path / "Small" / "Small.feat1CLS"), 40)
+    dataset = UniSRecDataset(small_config("inductive_ft", "Small", str(tmp_path)))
+    torch.manual_seed(0)
+    model = UniSRec(dataset.config, dataset).train()
+    batch, optimizer = one_batch(dataset), torch.optim.Adam(model.parameters(), 1e-3)
+    shares = []  # of the probability that the model gives to the items of the history
+    (rows,) = loader_batches(dataset, 100)
+    for step in range(41):
+        if step in (0, 40):
+            with torch.no_grad():
+                probabilities = (model.eval().full_sort_predict(rows) / model.temperature).softmax(1)
+            in_history = F.one_hot(rows["item_id_list"], 41).amax(1)
+            in_history[:, 0] = 0
+            shares.append((probabilities * in_history).sum(1).mean().item())
+            model.train()
+        optimizer.zero_grad()
+        model.calculate_loss(batch).backward()
+        optimizer.step()
+    assert shares[0] > 0.9, "at first the model recommends what it has seen"
+    assert shares[1] == pytest.approx(0.7 if repeats else 0.0, abs=0.1)
 
 
 # -- what is trained -----------------------------------------------------------------------------------------------

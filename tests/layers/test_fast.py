@@ -336,7 +336,7 @@ def test_every_dropout_of_the_model_is_the_fast_one(folder):
     model, _ = open_model("transductive_ft", folder)
     found = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     assert len(found) == 1 + 2 * 3
-    assert all(module.forward.__func__ is layers.fast.dropout.forward and module.p == 0.5 for module in found)
+    assert all(module.forward.__func__ is layers.fast.dropout.forward and module.p == 0.2 for module in found)
 
 
 def test_attention_with_dropout_is_the_one_without_where_nothing_is_dropped(folder):
