@@ -101,9 +101,9 @@ class DomainWhitening(nn.ModuleList):
         return whitened
 
     def whiten_table(self, table: Tensor) -> Tensor:
-        """The whitened text vectors of the catalogue of a single domain: [N, D] -> float32 [N, D]."""
+        """The whitened text vectors of the catalogue of a single domain: [N, D] -> [N, D] of the same type."""
         (whitening,) = self
-        return torch.cat([whitening(block) for block in table.split(_ROWS_AT_ONCE)])
+        return torch.cat([whitening(block).to(table.dtype) for block in table.split(_ROWS_AT_ONCE)])
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

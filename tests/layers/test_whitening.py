@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sklearn.covariance import ledoit_wolf
 
 import layers.whitening
-from layers.whitening import Whitening
+from layers.whitening import DomainWhitening, Whitening
 
 
 def correlated(items, width, seed=0):
@@ -115,3 +115,18 @@ def test_the_statistics_are_saved_and_nothing_is_trained():
     loaded = Whitening(5)
     loaded.load_state_dict(whitening.state_dict())
     assert torch.equal(loaded(features), whitening(features))
+
+
+def test_each_domain_has_its_own_whitening(monkeypatch):
+    tables = [correlated(40, 5, seed=1), correlated(7, 5, seed=2).half(), correlated(30, 5, seed=3)]
+    whitening = DomainWhitening(tables)
+    ids = torch.tensor([77, 1, 40, 41, 47, 48, 77 + 41, 77 + 77])  # above 77: shortened texts, in the same order
+    domains = [2, 0, 0, 1, 1, 2, 1, 2]
+    vectors = correlated(len(ids), 5, seed=4)
+    found = whitening(vectors, ids)
+    for vector, domain, own in zip(vectors, domains, found, strict=True):
+        torch.testing.assert_close(own, Whitening(5).fit(tables[domain])(vector))
+    monkeypatch.setattr(layers.whitening, "_ROWS_AT_ONCE", 3)
+    table = DomainWhitening(tables[1:2]).whiten_table(tables[1])
+    assert table.dtype == torch.float16, "a table needs no more memory than before"
+    torch.testing.assert_close(table.float(), Whitening(5).fit(tables[1])(tables[1]), rtol=0, atol=1e-3)
