@@ -76,16 +76,25 @@ def check_result(result, **expected):
     assert (result["seconds"]["train"] > 0) == (result["epochs"] > 0) == (result["rows_per_second"] is not None)
 
 
+def learned(path):
+    """The tensors of a checkpoint, without the whitening of its data set."""
+    state = read_checkpoint(path)["state_dict"]
+    return {name: tensor for name, tensor in state.items() if not name.startswith("whitening.")}
+
+
 def test_pretraining_saves_a_checkpoint_of_plain_data(pretrained):
     content = torch.load(pretrained, weights_only=True)
     assert (content["epoch"], content["train_stage"], content["model"]) == (2, "pretrain", "UniSRec")
     assert content["config"]["dataset"] == "Mix" and content["item_tokens"] is None
-    assert "item_embedding.weight" not in content["state_dict"] and len(content["state_dict"]) == 39
+    names = [name for name in content["state_dict"] if not name.startswith(("history_mean.", "whitening."))]
+    assert "item_embedding.weight" not in names and len(names) == 39
+    assert content["config"]["recipe"] == "history" and "whitening.1.mean" in content["state_dict"]
 
 
 def test_training_loads_neither_torchs_compiler_nor_a_language_model(data, tmp_path):
-    """Each would take seconds of every start."""
+    """Each would take seconds of every start. Only the spectral ids of the transductive stage need scikit-learn."""
     command = ["-d", "Tiny", f"--data_path={data['Tiny']}", f"--checkpoint_dir={tmp_path}", "--epochs=1", *SMALL]
+    command += ["--train_stage=inductive_ft"]
     code = f"import sys, finetune; finetune.main({command!r}); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "torch.optim.adam" in modules.split()
@@ -97,8 +106,9 @@ def test_finetuning_on_top_of_pretraining(data, pretrained, tmp_path, stage):
     result, path = tuned(data, tmp_path, "-p", pretrained, f"--train_stage={stage}", "--epochs=2")
     check_result(result, model="UniSRec", dataset="Tiny", train_stage=stage, seed=2020, checkpoint=path, epochs=2)
     assert result["rows_per_second"] == pytest.approx(2 * count_rows(data) / result["seconds"]["train"])
-    old, new = read_checkpoint(pretrained)["state_dict"], read_checkpoint(path)["state_dict"]
-    assert set(new) - set(old) == ({"item_embedding.weight"} if stage == "transductive_ft" else set())
+    old, new = learned(pretrained), learned(path)
+    added = {"item_embedding.weight"} if stage == "transductive_ft" else set()
+    assert set(new) - set(old) == added | {"history_bias.weight"}
     changed = {name for name, tensor in old.items() if not torch.equal(tensor, new[name])}
     frozen = {name for name in old if name.startswith(("trm_encoder.", "position_embedding."))}
     assert changed == set(old) - frozen, "the encoder stays as it was pre-trained, all else learns"
@@ -106,7 +116,7 @@ def test_finetuning_on_top_of_pretraining(data, pretrained, tmp_path, stage):
 
 def test_without_a_fixed_encoder_everything_learns(data, pretrained, tmp_path):
     _, path = tuned(data, tmp_path, "-p", pretrained, "-f", "False", "--epochs=1", "--train_stage=inductive_ft")
-    old, new = read_checkpoint(pretrained)["state_dict"], read_checkpoint(path)["state_dict"]
+    old, new = learned(pretrained), learned(path)
     # the key's bias shifts all attention logits of a query alike, so its gradient is rounding noise
     same = {name for name, tensor in old.items() if torch.equal(tensor, new[name]) and "key.bias" not in name}
     assert same == set()
@@ -157,7 +167,7 @@ def test_a_finetuned_checkpoint_belongs_to_its_items(data, tmp_path, refused):
 
 @pytest.mark.parametrize("options", [[], ["--predictions_per_row=1"], ["--MAX_ITEM_LIST_LENGTH=3"]])
 def test_every_row_of_the_file_is_learnt_once_an_epoch(data, tmp_path, options):
-    _, path = tuned(data, tmp_path, "--epochs=2", "--train_batch_size=50", *options)
+    _, path = tuned(data, tmp_path, "--epochs=2", "--eval_step=2", "--train_batch_size=50", *options)
     assert read_checkpoint(path)["progress"]["predictions"] == 2 * count_rows(data)
 
 
