@@ -29,6 +29,7 @@ COMMAND_PROPS = {  # the files of props/ that each command reads. A later file o
     "finetune": ("overall.yaml", "UniSRec.yaml", "finetune.yaml"),
     "baseline": ("overall.yaml",),
 }
+STAGE_PROPS = {"inductive_ft": "inductive_ft.yaml"}  # further defaults of a stage of fine-tuning
 RECIPES = {"published": "published.yaml"}  # files of settings for --config_files, and for checkpoints of that recipe
 SHORT = {"-d": "dataset", "-m": "model", "-p": "pretrained", "-f": "fix_enc"}  # the same in every command
 # keys that RecBole reads, but that have no default in its YAML files
@@ -236,17 +237,22 @@ def props_file(name: str) -> str:
     return os.path.join(ROOT, "props", name)
 
 
-def command_files(command: str, recbole=(), own=()) -> list[str]:
+def command_files(command: str, stage: str | None = None, recbole=(), own=()) -> list[str]:
     """The YAML files with the defaults of a run, without those that RecBole reads for every model.
 
     A later file overrides an earlier one.
 
     Args:
         command: a key of `COMMAND_PROPS`.
+        stage: the stage of fine-tuning, which may have its own file.
         recbole: RecBole's YAML files of the model.
         own: the YAML files of a model of one's own.
     """
-    return [*recbole, *map(props_file, COMMAND_PROPS[command]), *own]
+    props = [*map(props_file, COMMAND_PROPS[command])]
+    if command == "finetune":
+        stage = str(stage or read_yaml(props_file("finetune.yaml"))["train_stage"]).lower()
+        props += [props_file(STAGE_PROPS[stage])] if stage in STAGE_PROPS else []
+    return [*recbole, *props, *own]
 
 
 # -- a run's settings -----------------------------------------------------------------------------------------------
@@ -286,7 +292,7 @@ def settle(command: str, options: dict, recbole=(), own=()) -> Settled:
     user_files = _user_files(options)
     options = {key: value for key, value in options.items() if key != "config_files"}
     sources = [*((f"{path}: ", content) for path, content in user_files), ("option --", options)]
-    files = command_files(command, recbole, own)
+    files = command_files(command, _last(sources, "train_stage"), recbole, own)
     chain = read_chain([*map(recbole_file, _RECBOLE_FILES), *files])
     settings = {key: setting for _, part in chain for key, setting in part.items()}
     known = {*settings, *_RECBOLE_EXTRAS}.union(*(content for _, content in user_files))
@@ -303,6 +309,11 @@ def settle(command: str, options: dict, recbole=(), own=()) -> Settled:
     settled = Settled(files, settings, given, where)
     check_predictions_per_row(given, settled.values())
     return settled
+
+
+def _last(sources, key):
+    """The value of a key in the last source that has it, else None."""
+    return next((content[key] for _, content in reversed(sources) if key in content), None)
 
 
 def _with_range(setting, ranges):
@@ -440,7 +451,9 @@ def help_text(usage: str, command: str, recbole=(), own=()) -> str:
         command, recbole, own: see `command_files`.
     """
     base = [*map(recbole_file, _RECBOLE_FILES)]
-    chain = read_chain([*base, *command_files(command, recbole, own)])
+    files = command_files(command, recbole=recbole, own=own)
+    files += [props_file(name) for name in STAGE_PROPS.values() if command == "finetune"]
+    chain = read_chain([*base, *files])
     parts = [usage.strip()]
     for path, settings in chain[len(base) :]:
         title = (

@@ -16,6 +16,7 @@ from engine.settings import (
     COMMAND_PROPS,
     RECIPES,
     ROOT,
+    STAGE_PROPS,
     Setting,
     command_files,
     props_file,
@@ -34,7 +35,7 @@ SLOW = {"torch", "recbole", "transformers", "numpy", "pandas"}
 
 def test_every_file_of_props_is_read_by_some_command():
     of_commands = {name for names in COMMAND_PROPS.values() for name in names}
-    assert of_commands | set(RECIPES.values()) == set(PROPS)
+    assert of_commands | set(STAGE_PROPS.values()) | set(RECIPES.values()) == set(PROPS)
 
 
 def test_a_recipe_sets_keys_that_have_another_default():
@@ -46,11 +47,13 @@ def test_a_recipe_sets_keys_that_have_another_default():
         assert {key: changed[key] for key in recipe} == recipe
 
 
-@pytest.mark.parametrize("command", COMMAND_PROPS)
-def test_every_key_has_one_home_with_kind_and_meaning(command):
+@pytest.mark.parametrize(
+    ("command", "stage"), [("pretrain", None), ("baseline", None), *(("finetune", s) for s in STAGE_PROPS)]
+)
+def test_every_key_has_one_home_with_kind_and_meaning(command, stage):
     """A file that is read later says another default or nothing; kind and range stand once."""
     declared, known = {}, {}
-    for path, settings in read_chain(command_files(command)):
+    for path, settings in read_chain(command_files(command, stage)):
         plain = read_settings(path)
         for key, setting in settings.items():
             assert setting.kind and setting.meaning, f"{path}: {key} lacks a kind or a meaning"
@@ -82,7 +85,7 @@ def test_the_choices_are_those_that_the_code_knows():
     for name in read_settings(props_file("UniSRec.yaml"))["hidden_act"].choices():
         FeedForward(4, 4, 0.0, name, 1e-12)
     stages = read_settings(props_file("finetune.yaml"))["train_stage"].choices()
-    assert stages == ["inductive_ft", "transductive_ft"]
+    assert stages == ["inductive_ft", "transductive_ft"] and set(STAGE_PROPS) <= set(stages)
 
 
 @pytest.mark.parametrize("name", sorted(name for name, model in MODELS.items() if model.runs))
@@ -163,7 +166,11 @@ def test_a_range_that_nobody_understands_is_named(tmp_path):
 # -- a run's settings ------------------------------------------------------------------------------------------------
 
 
-def test_stages_that_do_not_exist():
+def test_a_stage_has_its_own_defaults(tmp_path):
+    assert settle("finetune", {"train_stage": "inductive_ft"}).values()["attn_dropout_prob"] == 0.5
+    assert settle("finetune", {}).values()["attn_dropout_prob"] == 0.2
+    (tmp_path / "mine.yaml").write_text("train_stage: inductive_ft\n")
+    assert settle("finetune", {"config_files": f"{tmp_path}/mine.yaml"}).values()["attn_dropout_prob"] == 0.5
     for stage in ("../UniSRec", ["inductive_ft"], 3):
         with pytest.raises(UserError, match="--train_stage: found .*, expected (inductive_ft or trans|a string)"):
             settle("finetune", {"train_stage": stage})
@@ -225,7 +232,8 @@ def test_help_lists_every_key_with_default_and_meaning_and_imports_nothing_slow(
     assert error == "" and "yaml" in modules and not SLOW & modules
     words = " ".join(printed.split())
     kind = {"run_baseline": "baseline", "ddp_pretrain": "pretrain"}.get(command, command)
-    for path, settings in read_chain(command_files(kind)):
+    files = [*command_files(kind), *(props_file(name) for name in STAGE_PROPS.values() if kind == "finetune")]
+    for path, settings in read_chain(files):
         assert f"\n{os.path.relpath(path, ROOT)}: " in printed
         for setting in settings.values():
             meaning = re.escape(" ".join(f"{setting.meaning} ({setting.kind}".split()))
