@@ -402,7 +402,10 @@ class _Loss(torch.nn.Module):
     def forward(self, batch, gradients=None):
         if gradients is not None:
             vectors = self.model.represent(batch)
-            return sum((vector.float() * own).sum() for vector, own in zip(vectors, gradients, strict=True))
+            passed_on = sum((vector.float() * own).sum() for vector, own in zip(vectors, gradients, strict=True))
+            # DistributedDataParallel waits for every parameter, also for those that only the loss uses (history bias)
+            used = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+            return passed_on + sum(0.0 * parameter.sum() for parameter in used if not parameter.grad.is_sparse)
         loss = self.model.calculate_loss(batch)
         return sum(loss) if isinstance(loss, tuple) else loss
 

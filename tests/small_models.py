@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from data import SequenceBatches, UniSRecDataset
 from engine.fast_parts import use_fast_parts
 from layers.adaptor import MoEAdaptor
-from layers.history import BIAS_STEP
+from layers.history import BIAS_STEP, MEAN_STEP
 from tests.conftest import small_config
 from unisrec import UniSRec
 
@@ -40,10 +40,18 @@ def one_batch(dataset, predictions_per_row=50, **options):
     return batch
 
 
+def collect_gradients(model):
+    """The gradients of all parameters. Those of the history parts are with respect to what these parts compute with,
+    so that their scale is that of the others."""
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    steps = {"history_bias.weight": BIAS_STEP, "history_mean.weight": MEAN_STEP, "history_mean.recency": MEAN_STEP}
+    return {name: gradient / steps.get(name, 1.0) for name, gradient in found.items()}
+
+
 def gradients(model, loss):
     model.zero_grad()
     loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return collect_gradients(model)
 
 
 def assert_same_gradients(ours, others, tolerance=1e-5):

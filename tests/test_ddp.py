@@ -51,6 +51,7 @@ from engine.settings import ROOT
 from engine.trainer import Trainer
 from tests.conftest import SMALL, small_config, write_mix, write_tiny
 from tests.small_data import write_downstream
+from tests.small_models import collect_gradients
 
 pytestmark = pytest.mark.slow
 
@@ -119,7 +120,7 @@ def own_views(items, scored, n_items, generator, **ratios):
 def loss_and_gradients(trainer, batch):
     """Of one step with a learning rate of nearly nothing."""
     loss = trainer.train_step(batch)
-    return loss, {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    return loss, collect_gradients(trainer.model)
 
 
 def metrics_of(folder):
