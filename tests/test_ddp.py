@@ -55,7 +55,12 @@ from tests.small_models import collect_gradients
 
 pytestmark = pytest.mark.slow
 
-STILL = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "adaptor_dropout_prob": 0.0}
+STILL = {
+    "hidden_dropout_prob": 0.0,
+    "attn_dropout_prob": 0.0,
+    "adaptor_dropout_prob": 0.0,
+    "id_dropout_prob": 0.0,
+}
 AUGMENT = {"item_drop_ratio": 0.3, "item_drop_coefficient": 0.5}  # views that drop items and such that drop words
 SEGMENTS = 11
 # how a global batch of 11 sequences is shared out: evenly, unevenly, all but one or two, and nothing for a process
@@ -85,7 +90,7 @@ def no_chance():
 def open_stage(stage, folder, **options):
     """A model without dropout, in training, and the segments of its data, with augmented views in pre-training."""
     name, data_path = ("Mix", "pretrain") if stage == "pretrain" else ("Tiny", "downstream")
-    options = {"checkpoint_dir": folder, "learner": "sgd", "learning_rate": 1e-9, **STILL, **options}
+    options = {"checkpoint_dir": folder, "learner": "sgd", "learning_rate": 1e-14, **STILL, **options}
     config = small_config(stage, name, os.path.join(folder, data_path), **options)
     config["lambda"] = 0.5  # the second loss should count
     dataset = UniSRecDataset(config)
