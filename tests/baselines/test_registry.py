@@ -120,10 +120,10 @@ def test_rows_are_trimmed_for_a_model_that_says_it_ignores_padding(own, tiny):
 
 def test_an_import_path(own, run, monkeypatch):
     monkeypatch.chdir(own)
-    os.makedirs(own / "mine")
-    os.rename(own / "my_model.py", own / "mine" / "other.py")
-    os.rename(own / "my_model.yaml", own / "mine" / "LastItem.yaml")
-    assert run("mine.other:LastItem", "--epochs=1")["model"] == "LastItem"
+    os.makedirs(own / "package_of_mine")  # no other test has a module of this name
+    os.rename(own / "my_model.py", own / "package_of_mine" / "other.py")
+    os.rename(own / "my_model.yaml", own / "package_of_mine" / "LastItem.yaml")
+    assert run("package_of_mine.other:LastItem", "--epochs=1")["model"] == "LastItem"
     assert find_model("baselines.untrained:LastText") is LastText
 
 
