@@ -28,12 +28,11 @@ from torch import Tensor
 
 from layers.adaptor import MoEAdaptor
 from layers.encoder import AllPositions, RowsAsBatch
-from layers.history import HistoryBias, HistoryMean, history_entries
+from layers.history import HistoryBias, HistoryMean
 from layers.item_to_item import spectral_vectors
 from layers.items import ItemTable, distinct_ids
 from layers.losses import catalogue_cross_entropy, cross_entropy, draw_negatives, in_batch_contrastive, keep_local
 from layers.ranking import ranks_in_blocks
-from layers.sparse_logits import SparseLogits
 from layers.whitening import DomainWhitening
 
 ID_LENGTH = 0.3  # root mean square length of spectral id embeddings. An adapted text has about the length 1
@@ -115,7 +114,9 @@ class UniSRec(AllPositions, SASRec):
 
     @torch.no_grad()
     def start_ids(self, sequences) -> None:
-        """Start the id embeddings from the training sequences, unless `id_start` is `normal` or there are none.
+        """Set the id embeddings to spectral vectors of the training sequences (`id_start: spectral`).
+
+        In the other stages, and with `id_start: normal`, this does nothing.
 
         Args:
             sequences: `dataset.sequences("train")`.
@@ -219,10 +220,7 @@ class UniSRec(AllPositions, SASRec):
 
     def _history_logits(self, batch, columns):
         """The history bias as logits. `columns` gives the column of each item id."""
-        if self.history_bias is None:
-            return None
-        rows, ids, recencies = history_entries(batch.items, batch.scored)
-        return SparseLogits(rows, columns(ids), self.history_bias(recencies))
+        return None if self.history_bias is None else self.history_bias.logits(batch, columns)
 
     # -- prediction ----------------------------------------------------------------------------------------------------
 

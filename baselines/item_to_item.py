@@ -7,7 +7,6 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from baselines.untrained import whitened_in_blocks
 from layers.item_to_item import (
     ease_weights,
     normalized_transitions,
@@ -88,7 +87,7 @@ class TextAndTransitions(_ItemToItem):
         self.register_buffer("weights", config["transition_weight"] * _transitions(config, dataset))
         table = dataset.features.table()
         self.whitening = Whitening(table.size(1)).fit(table)
-        self.register_buffer("texts", whitened_in_blocks(self.whitening, table), persistent=False)  # [N, D]
+        self.register_buffer("texts", self.whitening.whiten_table(table), persistent=False)  # [N, D]
 
     def scores(self, history: Tensor, weights: Tensor) -> Tensor:
         scores = sum_over_history(history, weights, self.texts) @ self.texts.T

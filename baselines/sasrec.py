@@ -10,8 +10,7 @@ from recbole.model.sequential_recommender.sasrec import SASRec as RowSASRec
 from torch import Tensor
 
 from layers.encoder import AllPositions, RowsAsBatch
-from layers.history import HistoryBias, history_entries
-from layers.sparse_logits import SparseLogits
+from layers.history import HistoryBias
 
 
 class SASRec(AllPositions, RowSASRec):
@@ -43,20 +42,16 @@ class SASRecHistory(SASRec):
 
     def logits(self, batch) -> Tensor:
         """The logits of all rows of the id embedding, float [P, N + 1]."""
-        return self._history_logits(batch).add_to(super().logits(batch))
+        return self.history_bias.logits(batch).add_to(super().logits(batch))
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """The score of every item, float [B, N + 1]. Column = item id."""
-        return self._history_logits(self._rows(interaction)).add_to(super().full_sort_predict(interaction))
+        return self.history_bias.logits(self._rows(interaction)).add_to(super().full_sort_predict(interaction))
 
     def predict(self, interaction: Interaction) -> Tensor:
         """The score of one given item per row, float [B]."""
-        added = self._history_logits(self._rows(interaction)).at(interaction[self.ITEM_ID])
+        added = self.history_bias.logits(self._rows(interaction)).at(interaction[self.ITEM_ID])
         return super().predict(interaction) + added
 
     def _rows(self, interaction):
         return RowsAsBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], interaction[self.ITEM_ID])
-
-    def _history_logits(self, batch):
-        rows, ids, recencies = history_entries(batch.items, batch.scored)
-        return SparseLogits(rows, ids, self.history_bias(recencies))

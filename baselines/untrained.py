@@ -14,8 +14,6 @@ from torch import Tensor
 from layers.item_to_item import recency_weights, sum_over_history
 from layers.whitening import Whitening
 
-_ROWS_AT_ONCE = 1 << 16  # of the catalogue, that are whitened at a time
-
 
 class _Untrained(SequentialRecommender):
     """The scores are the products of `states(interaction)`, float [B, K], and `candidates`, float [N, K]."""
@@ -79,14 +77,9 @@ class WhitenedText(_Untrained):
         self.decay = config["decay"]
         table = dataset.features.table()
         self.whitening = Whitening(table.size(1)).fit(table)
-        self.register_buffer("candidates", whitened_in_blocks(self.whitening, table), persistent=False)
+        self.register_buffer("candidates", self.whitening.whiten_table(table), persistent=False)
 
     def states(self, interaction: Interaction) -> Tensor:
         history = interaction[self.ITEM_SEQ]
         weights = recency_weights(history, interaction[self.ITEM_SEQ_LEN], self.decay)
         return F.normalize(sum_over_history(history, weights, self.candidates), dim=-1)
-
-
-def whitened_in_blocks(whitening: Whitening, table: Tensor) -> Tensor:
-    """The whitened vectors of a catalogue: float32 or float16 [N, D] -> float32 [N, D]."""
-    return torch.cat([whitening(block) for block in table.split(_ROWS_AT_ONCE)])

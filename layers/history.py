@@ -5,11 +5,14 @@ newest item, 1 for the item before it, and so on.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from layers.sparse_logits import SparseLogits
 
 # Adam moves every parameter by about the learning rate per step. The parameters of this file have to move further than
 # the entries of a weight matrix, so they are stored divided by these numbers.
@@ -68,6 +71,16 @@ class HistoryBias(nn.Module):
     def forward(self, recencies: Tensor) -> Tensor:
         """int64 [Z] -> float [Z]."""
         return self.values()[recencies.clamp(max=len(self.weight) - 1)]
+
+    def logits(self, batch: Any, columns: Callable[[Tensor], Tensor] = lambda ids: ids) -> SparseLogits:
+        """The bias of each prediction's history, as logits [P, N].
+
+        Args:
+            batch: has `items` and `scored`, see `history_entries`.
+            columns: the column of each item id, int64 [Z] -> int64 [Z]. By default, the id itself.
+        """
+        rows, ids, recencies = history_entries(batch.items, batch.scored)
+        return SparseLogits(rows, columns(ids), self(recencies))
 
 
 class HistoryMean(nn.Module):

@@ -69,6 +69,10 @@ class Whitening(nn.Module):
             centred = F.normalize(features.float(), dim=-1) - self.mean
             return F.normalize(centred @ self.matrix, dim=-1)
 
+    def whiten_table(self, table: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The whitened vectors of a catalogue, in blocks of rows: [N, D] -> [N, D] of the type `dtype`."""
+        return torch.cat([self(block).to(dtype) for block in table.split(_ROWS_AT_ONCE)])
+
 
 class DomainWhitening(nn.ModuleList):
     """A `Whitening` for each domain, with the statistics of its items.
@@ -102,8 +106,9 @@ class DomainWhitening(nn.ModuleList):
 
     def whiten_table(self, table: Tensor) -> Tensor:
         """The whitened text vectors of the catalogue of a single domain: [N, D] -> [N, D] of the same type."""
+        whitening: Any
         (whitening,) = self
-        return torch.cat([whitening(block).to(table.dtype) for block in table.split(_ROWS_AT_ONCE)])
+        return whitening.whiten_table(table, table.dtype)
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
