@@ -6,13 +6,14 @@
     pre-training: contrastive losses over several domains                                         (section 2.2)
     fine-tuning: cross entropy over the catalogue of one domain; the score is a cosine            (section 2.3)
 
-Five parts are not in the paper. `props/published.yaml` switches them off:
+Six parts are not in the paper. `props/published.yaml` switches them off:
 
     whitened texts: the text vectors of a domain are whitened with their own covariance (layers/whitening.py)
     cosine start: at first, the adaptor keeps the cosines between the text vectors
     spectral ids: id embeddings start from the co-occurrence of items instead of noise (layers/item_to_item.py)
     history mean: the mean of the history's items is added to the sequence representation (layers/history.py)
     history bias: a learned number is added to the scores of the items of the history (layers/history.py)
+    item to item: after training, logits from the co-occurrence of items are added (layers/item_to_item.py)
 
 This file is the plain model. `layers/fast/` has faster versions of some parts. `engine.building.build_model` puts them
 into the model, unless `--fast=false` is set.
@@ -29,8 +30,9 @@ from torch import Tensor
 from layers.adaptor import MoEAdaptor
 from layers.encoder import AllPositions, RowsAsBatch
 from layers.history import HistoryBias, HistoryMean
-from layers.item_to_item import spectral_vectors
+from layers.item_to_item import ItemToItem, spectral_vectors
 from layers.items import ItemTable, distinct_ids
+from layers.logits import DenseLogits, SparseLogits
 from layers.losses import catalogue_cross_entropy, cross_entropy, draw_negatives, in_batch_contrastive, keep_local
 from layers.ranking import ranks_in_blocks
 from layers.whitening import DomainWhitening
@@ -76,6 +78,9 @@ class UniSRec(AllPositions, SASRec):
         self.history_mean = HistoryMean(self.max_seq_length) if config["history_mean"] else None
         with_bias = config["history_bias"] and self.train_stage != "pretrain"
         self.history_bias = HistoryBias(config["history_bias"]) if with_bias else None
+        with_weights = config["item_to_item"] and self.train_stage == "transductive_ft"
+        # without effect until `engine.item_to_item` has computed its weights and chosen its factor
+        self.item_to_item = ItemToItem(self.n_items - 1, config["item_to_item"]) if with_weights else None
         self.id_dropout = config["id_dropout_prob"]
         self.id_start = config["id_start"]
         if self.train_stage != "transductive_ft":
@@ -254,12 +259,17 @@ class UniSRec(AllPositions, SASRec):
         """Sequence representations of rows, normalized to length 1, float [B, H]."""
         return F.normalize(self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]), dim=-1)
 
-    def _history_scores(self, interaction):
-        """What is added to the scores of the history's items: a `SparseLogits` [B, N], or None."""
-        batch = RowsAsBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], interaction[self.ITEM_ID])
-        added = self._history_logits(batch, lambda ids: ids - 1)
+    def _added_scores(self, interaction):
+        """What is added to the cosines, [B, N]: the history bias and the item-to-item logits. None if there is nothing
+        to add."""
+        history, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        batch = RowsAsBatch(history, lengths, interaction[self.ITEM_ID])
+        added: SparseLogits | DenseLogits | None = self._history_logits(batch, lambda ids: ids - 1)
+        if self.item_to_item is not None and self.item_to_item.factor:
+            logits = self.item_to_item.logits(history, lengths)
+            added = DenseLogits(logits if added is None else added.add_to(logits))
         # the losses divide cosines by the temperature, and a score is a cosine
-        return added and added._replace(values=added.values * self.temperature)
+        return added and added.times(self.temperature)
 
     def score(self, unit_states: Tensor, unit_items: Tensor) -> Tensor:
         """Cosines: float [..., B, H] and [..., n, H] -> float [..., B, n]. The losses compute their own."""
@@ -268,7 +278,7 @@ class UniSRec(AllPositions, SASRec):
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """The score of every item, float [B, N + 1]. Column = item id; column 0 (padding) is -inf."""
         scores = self.score(self._unit_states(interaction), self._unit_items())
-        added = self._history_scores(interaction)
+        added = self._added_scores(interaction)
         return F.pad(scores if added is None else added.add_to(scores), (1, 0), value=-torch.inf)
 
     def predict(self, interaction: Interaction) -> Tensor:
@@ -276,7 +286,7 @@ class UniSRec(AllPositions, SASRec):
         columns = interaction[self.ITEM_ID] - 1
         items = self._unit_items()[columns]
         scores = self.score(self._unit_states(interaction)[:, None], items[:, None])[:, 0, 0]
-        added = self._history_scores(interaction)
+        added = self._added_scores(interaction)
         return scores if added is None else scores + added.at(columns)
 
     @torch.no_grad()
@@ -286,7 +296,7 @@ class UniSRec(AllPositions, SASRec):
         The scores of all items are never held at once.
         """
         items, states = self._unit_items(), self._unit_states(interaction)
-        added = self._history_scores(interaction)
+        added = self._added_scores(interaction)
         return ranks_in_blocks(self.score, states, items, interaction[self.ITEM_ID] - 1, added)
 
     # -- transfer ------------------------------------------------------------------------------------------------------

@@ -32,10 +32,10 @@ _LAYER = re.compile(r"trm_encoder\.layer\.(\d+)\.")
 # settings that determine what the weights compute; they are taken from the checkpoint
 SHAPE = (
     "n_layers", "n_heads", "hidden_size", "inner_size", "hidden_act", "layer_norm_eps", "n_exps",
-    "MAX_ITEM_LIST_LENGTH", "whiten_texts", "history_mean", "history_bias",
+    "MAX_ITEM_LIST_LENGTH", "whiten_texts", "history_mean", "history_bias", "item_to_item",
 )  # fmt: skip
 # Parts that a user may add to a checkpoint without them. At first they do not change its scores.
-_ADDED = {"history_mean": "history_mean.", "history_bias": "history_bias."}  # setting -> beginning of its tensors
+_ADDED = {key: f"{key}." for key in ("history_mean", "history_bias", "item_to_item")}  # -> beginning of its tensors
 _OF_THE_DATA = "whitening."  # tensors that follow from the text features. Every data set has its own
 PUBLISHED = "published"  # the recipe of checkpoints that do not name theirs
 # settings that may differ between the parts of a run
@@ -119,7 +119,7 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
 
     A checkpoint of the published recipe is used with all settings of props/published.yaml that the user does not set.
     Sizes are read from the shapes of the tensors, other settings from those that the checkpoint stores. A setting that
-    is in neither stays as configured. The user may add a history mean or a history bias to a checkpoint without one.
+    is in neither stays as configured. The user may add the parts of `_ADDED` to a checkpoint without them.
 
     Args:
         config (Config): changed in place.
@@ -284,8 +284,7 @@ def load_weights(model, checkpoint, path, item_tokens=None):
 
     - A checkpoint without an id embedding may be loaded into the transductive stage. The id embedding of the model then
       keeps its initial weights.
-    - A checkpoint without history mean or history bias may be loaded into a model with them. They then start without
-      effect.
+    - A checkpoint without the parts of `_ADDED` may be loaded into a model with them. They then start without effect.
     - The whitening of the texts is not loaded. It belongs to the catalogue of the data set.
 
     Args:
@@ -312,7 +311,7 @@ def load_weights(model, checkpoint, path, item_tokens=None):
     if missing or unexpected or reshaped:
         raise UserError(f"{path}: has another architecture: {_difference(state, own, missing, unexpected, reshaped)}")
     model.load_state_dict(state, strict=False)
-    for part in {name.partition(".")[0] for name in new} & {"history_mean", "history_bias"}:
+    for part in {name.partition(".")[0] for name in new} & _ADDED.keys():
         getattr(model, part).switch_off()
     new_names = f"; new: {', '.join(sorted(new))}" if new else ""
     logger.info("loaded %s tensors from %s%s", len(state), path, new_names)

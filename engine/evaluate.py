@@ -1,7 +1,7 @@
 """Evaluation: a table with the rank of each row's target among all items, and the metrics of that table."""
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -132,6 +132,45 @@ class Evaluation:
         if self.shared:
             (columns, ranks), *_ = gather(columns, ranks)
         return _table(columns.cpu().numpy(), ranks.cpu().numpy()), self._recboles_metrics(collector)
+
+    @torch.no_grad()
+    def compare(
+        self,
+        model: SequentialRecommender,
+        variants: Callable[[Interaction], Iterable[Tensor]],
+        count: int,
+        phase: str,
+        most: int,
+    ) -> list[RankTable]:
+        """The ranks by several scores, among all items, whatever `eval_args` says.
+
+        Args:
+            model: is in evaluation mode while `variants` is called.
+            variants: the scores of a batch of rows, float [B, N + 1], one tensor per variant.
+            count: V, the number of variants.
+            phase: `valid` or `test`.
+            most: if there are more rows, about this many are ranked, evenly spaced over the lengths of the histories.
+
+        Returns:
+            One table per variant.
+        """
+        was_training = model.training
+        model.eval()
+        part, size = self.parts[phase], self.config["eval_batch_size"]
+        step = max(1, round(len(part) * (world_size() if self.shared else 1) / most))
+        rows = np.arange(0, len(part), step)
+        columns = [torch.empty(0, 5, dtype=torch.int64)]
+        ranks = [torch.empty(0, count, dtype=torch.float64, device=self.config["device"])]  # of a batch: [B, V]
+        for start in range(0, len(rows), size):
+            batch = part[rows[start : start + size]]
+            columns.append(self._columns(batch, self.n_columns - 1))
+            batch = batch.to(self.config["device"])
+            ranks.append(torch.stack([self._ranks(scores, batch, None) for scores in variants(batch)], 1))
+        model.train(was_training)
+        found, of = torch.cat(ranks), torch.cat(columns).to(self.config["device"])
+        if self.shared:
+            (of, found), *_ = gather(of, found)
+        return [_table(of.cpu().numpy(), column) for column in found.T.cpu().numpy()]
 
     def _rank_all(
         self, model: SequentialRecommender, batch: Interaction, collector: Collector | None

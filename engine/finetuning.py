@@ -13,6 +13,7 @@ from engine.building import build_model, open_dataset, sequence_batches, set_see
 from engine.checkpoint import adopt_settings, check_features, load_weights, read_checkpoint
 from engine.evaluate import Evaluation
 from engine.groups import format_groups, group_metrics
+from engine.item_to_item import add_item_to_item
 from engine.ranks_file import write_ranks
 from engine.reporting import Stopwatch, report_settings, result_path, start_logging, text_encoder, write_result
 from engine.runs import identify
@@ -89,8 +90,14 @@ def train_and_test(config, model, batches, evaluation, name, run, watch, item_to
     set_seeds(config["seed"], rank())
     progress = Progress()
     if config["epochs"] > 0:
+        if getattr(model, "item_to_item", None) is not None:
+            model.item_to_item.switch_off()  # of a checkpoint: the model learns without it
         trainer = Trainer(config, model, path, item_tokens, run)
         progress = trainer.fit(batches, lambda model: evaluation(model, "valid", show))
+        if getattr(model, "item_to_item", None) is not None:
+            with watch("item to item"):
+                progress.best_metrics = add_item_to_item(model, evaluation)
+            trainer.save(path, optimizer=False)
     with watch("evaluate"):
         valid = progress.best_metrics or evaluation(model, "valid", show)
         table, test = evaluation.evaluate(model, "test", show)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers.sparse_logits import SparseLogits
+from layers.logits import SparseLogits
 
 # Adam moves every parameter by about the learning rate per step. The parameters of this file have to move further than
 # the entries of a weight matrix, so they are stored divided by these numbers.

@@ -1,6 +1,7 @@
 """Item-to-item weights that are counted or solved instead of trained, and their sum over a history.
 
-B rows, L history items, N items of the catalogue. Row and column i of a matrix belong to the item with the id i + 1.
+B rows, L history items, N items of the catalogue, K weights of an item. Row and column i of a matrix belong to the item
+with the id i + 1.
 """
 
 import warnings
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.sparse import csr_matrix, diags
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from data import Sequences
 
 EASE_MAX_ITEMS = 30_000  # two matrices of 30,000 x 30,000 float32 numbers take 7.2 GB
+# `ItemToItem` solves EASE for at most this many items: 3.2 GB, and a minute or two on a processor
+_SOLVED_MAX_ITEMS = 20_000
+_REG_WEIGHT = 20.0  # lambda of EASE in `ItemToItem`
 
 
 def transition_counts(
@@ -182,3 +186,87 @@ def to_torch(matrix: csr_matrix) -> Tensor:
 
 def _sparse(places, values, shape):
     return torch.sparse_coo_tensor(places, values, shape, check_invariants=False)  # torch warns without the argument
+
+
+class ItemToItem(nn.Module):
+    """Logits that are the sum of item-to-item weights over the history, times a factor. Nothing here is trained.
+
+    The weights are those of EASE, or normalized transitions if the catalogue is too large to solve EASE. An item keeps
+    only the largest of its weights. The logit of an item of the history is 0.
+
+    A low-rank model, such as a product of id embeddings, cannot represent these weights: their information is spread
+    over more dimensions than the hidden size has.
+
+    Args:
+        n_items: N.
+        size: K, the number of weights that an item keeps, at most N.
+
+    Attributes:
+        columns: int32 [N, K], the items to which the weights of an item lead.
+        values: float32 [N, K], the weights.
+        factor: float32 [], of the logits. At first 0.
+        decay: float32 [], the weight of an item of the history relative to the next newer one.
+    """
+
+    columns: Tensor
+    values: Tensor
+    factor: Tensor
+    decay: Tensor
+
+    def __init__(self, n_items: int, size: int):
+        super().__init__()
+        size = min(size, n_items)
+        self.register_buffer("columns", torch.zeros(n_items, size, dtype=torch.int32))
+        self.register_buffer("values", torch.zeros(n_items, size))
+        self.register_buffer("factor", torch.tensor(0.0))
+        self.register_buffer("decay", torch.tensor(1.0))
+
+    def switch_off(self) -> None:
+        """Set the factor to 0."""
+        self.factor.zero_()
+
+    def fit(self, sequences: "Sequences") -> None:
+        """Compute the weights from the training sequences."""
+        n_items, size = self.values.shape
+        if n_items <= _SOLVED_MAX_ITEMS:
+            columns, values = _largest_of_dense(ease_weights(sequences, n_items, _REG_WEIGHT), size)
+        else:
+            weights = normalized_transitions(transition_counts(sequences, n_items))
+            columns, values = _largest_of_sparse(weights, size)
+        self.columns.copy_(columns)
+        self.values.copy_(values)
+
+    def forward(self, history: Tensor, lengths: Tensor, decay: float) -> Tensor:
+        """The logits for the factor 1: histories int64 [B, L] and their lengths int64 [B] -> float32 [B, N]."""
+        n_items = len(self.values)
+        weights = recency_weights(history, lengths, decay)  # [B, L]
+        rows, places = weights.nonzero(as_tuple=True)
+        items = history[rows, places] - 1  # [Z]
+        targets = rows[:, None] * n_items + self.columns[items]  # [Z, K]
+        values = self.values[items] * weights[rows, places, None]
+        sums = values.new_zeros(len(history), n_items)
+        sums.view(-1).index_add_(0, targets.flatten(), values.flatten())
+        sums[rows, items] = 0
+        return sums
+
+    def logits(self, history: Tensor, lengths: Tensor) -> Tensor:
+        """The logits: histories int64 [B, L] and their lengths int64 [B] -> float32 [B, N]."""
+        return self.factor * self(history, lengths, float(self.decay))
+
+
+def _largest_of_dense(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The largest absolute values of each row: columns int64 [N, size] and values float [N, size]."""
+    columns = torch.cat([block.abs().topk(size).indices for block in matrix.split(1024)])
+    return columns, matrix.gather(1, columns)
+
+
+def _largest_of_sparse(matrix: csr_matrix, size: int) -> tuple[Tensor, Tensor]:
+    """The same for a sparse matrix. A row with fewer entries is filled with zeros."""
+    coo = matrix.tocoo()
+    order = np.lexsort((-np.abs(coo.data), coo.row))
+    rows = coo.row[order]
+    place = np.arange(len(rows)) - np.searchsorted(rows, rows)  # within the row, the largest first
+    order, rows, place = (column[place < size] for column in (order, rows, place))
+    columns, values = np.zeros((matrix.shape[0], size), np.int64), np.zeros((matrix.shape[0], size), np.float32)
+    columns[rows, place], values[rows, place] = coo.col[order], coo.data[order]
+    return torch.from_numpy(columns), torch.from_numpy(values)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layers.sparse_logits import SparseLogits
+from layers.logits import SparseLogits
 
 
 def keep_local(*tensors: Tensor) -> tuple[tuple[Tensor, ...], int, int]:

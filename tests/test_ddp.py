@@ -47,6 +47,7 @@ from ddp_pretrain import free_port
 from engine.building import build_model, set_seeds
 from engine.checkpoint import read_checkpoint
 from engine.evaluate import Evaluation
+from engine.item_to_item import add_item_to_item
 from engine.settings import ROOT
 from engine.trainer import Trainer
 from tests.conftest import SMALL, small_config, write_mix, write_tiny
@@ -161,6 +162,19 @@ def tables_of(folder):
     return found
 
 
+def choice_of(folder):
+    """The factor and decay of the item-to-item logits of an untrained model, and its metrics on valid with them."""
+    found = []
+    data_path = os.path.join(folder, "downstream")
+    for name, metrics in (("Tiny", ["NDCG"]), ("Tiny", ["NDCG", "GAUC"]), ("Small", ["NDCG"])):
+        config = small_config("transductive_ft", name, data_path, metrics=metrics, topk=[5], valid_metric="NDCG@5")
+        dataset = UniSRecDataset(config)
+        model = build_model(unisrec.UniSRec, config, dataset)
+        found.append(add_item_to_item(model, Evaluation(config, dataset)))
+        found.append({name: float(getattr(model.item_to_item, name)) for name in ("factor", "decay")})
+    return found
+
+
 def helpers_of_processes(number, count):
     """What `common.processes` gives, checked where it is used."""
     assert (rank(), world_size(), is_main()) == (number, count, number == 0)
@@ -195,7 +209,7 @@ def worker(number, count, folder, port):
     os.environ.update(RANK=str(number), LOCAL_RANK=str(number))
     with process_group():
         helpers_of_processes(number, count)
-        results = {"metrics": metrics_of(folder), "tables": tables_of(folder)}
+        results = {"metrics": metrics_of(folder), "tables": tables_of(folder), "choice": choice_of(folder)}
         for stage in STAGES:
             model, config, batches, _ = open_stage(stage, folder)
             trainer = Trainer(config, model, os.path.join(folder, "ddp-{epoch}.pth"))
@@ -232,7 +246,7 @@ def computed(tmp_path_factory):
     for count in SHARES:
         torch.multiprocessing.spawn(worker, (count, folder, free_port()), nprocs=count)
         results[count] = [torch.load(os.path.join(folder, f"results-{count}-{number}.pt")) for number in range(count)]
-    alone = {"metrics": metrics_of(folder), "tables": tables_of(folder)}
+    alone = {"metrics": metrics_of(folder), "tables": tables_of(folder), "choice": choice_of(folder)}
     with no_chance():
         for stage in STAGES:
             model, config, batches, _ = open_stage(stage, folder)
@@ -327,6 +341,15 @@ def test_several_processes_find_the_table_of_one(computed, count):
     assert len(set(alone["tables"]["shared"][0]["rank"])) > 5
     for result in results[count]:
         assert result["tables"] == alone["tables"]
+
+
+@pytest.mark.parametrize("count", SHARES)
+def test_several_processes_choose_the_factor_of_one(computed, count):
+    results, alone, _ = computed
+    assert alone["choice"][1]["factor"] > 0
+    for result in results[count]:
+        for own, other in zip(result["choice"], alone["choice"], strict=True):
+            assert own == pytest.approx(other, abs=1e-6)
 
 
 def test_the_comparison_would_notice(computed):

@@ -185,8 +185,12 @@ def loader_batches(dataset, size=5):
 @pytest.mark.parametrize("recipe", [{}, PUBLISHED], ids=["default", "published"])
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
 def test_scores_are_cosines_and_padding_is_out(stage, recipe, folder):
-    """Plus the history bias, in units of the temperature."""
+    """Plus the history bias and the item-to-item logits, in units of the temperature."""
     model, dataset = open_model(stage, folder, **recipe)
+    if stage == "transductive_ft" and not recipe:
+        model.item_to_item.fit(dataset.sequences("train"))
+        model.item_to_item.factor.fill_(7.0)
+        model.item_to_item.decay.fill_(0.8)
     (rows,) = loader_batches(dataset, 100)
     with torch.no_grad():
         scores = model.full_sort_predict(rows)
@@ -201,6 +205,11 @@ def test_scores_are_cosines_and_padding_is_out(stage, recipe, folder):
                 for item in set(history):
                     bias = model.history_bias.values()[min(history.index(item), 7)]
                     expected[item - 1] += model.temperature * bias
+            if model.item_to_item is not None:
+                one = rows["item_id_list"][row : row + 1], rows["item_length"][row : row + 1]
+                logits = 7.0 * model.item_to_item(*one, 0.8)[0]
+                assert logits.abs().max() > 0.1
+                expected += model.temperature * logits
             torch.testing.assert_close(scores[row, 1:], expected, rtol=1e-4, atol=1e-5)
         assert torch.isneginf(scores[:, 0]).all() and scores.shape == (14, 41)
         given = scores.gather(1, rows["item_id"][:, None])[:, 0]
@@ -236,6 +245,8 @@ def test_the_table_of_items_is_made_once_an_evaluation(stage, folder):
 @pytest.mark.parametrize("scores_at_once", [1 << 23, 14 * 7, 1])
 def test_ranks_in_blocks_are_those_of_all_scores(scores_at_once, folder, monkeypatch):
     model, dataset = open_model("transductive_ft", folder)
+    model.item_to_item.fit(dataset.sequences("train"))
+    model.item_to_item.factor.fill_(5.0)
     monkeypatch.setattr(layers.ranking, "_SCORES_AT_ONCE", scores_at_once)
     (rows,) = loader_batches(dataset, 100)
     with torch.no_grad():
@@ -483,7 +494,8 @@ def test_the_parts_that_are_not_in_the_paper_add_these_tensors(folder):
         del added[name]
     whitening = {"whitening.0.mean": (24,), "whitening.0.matrix": (24, 24)}
     history = {"history_mean.recency": (50,), "history_mean.weight": (), "history_bias.weight": (8,)}
-    assert added == whitening | history
+    weights = {"columns": (40, 40), "values": (40, 40), "factor": (), "decay": ()}  # of 40 items, all are kept
+    assert added == whitening | history | {f"item_to_item.{name}": shape for name, shape in weights.items()}
 
 
 def test_texts_are_whitened_by_domain(folder):

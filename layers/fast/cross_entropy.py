@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from layers.sparse_logits import SparseLogits
+from layers.logits import SparseLogits
 
 _LOGITS = 1 << 22  # logits of a block
 _FEW_ROWS = 64  # if a block would have fewer queries than this, the keys are split into blocks instead

@@ -361,6 +361,7 @@ def scores_of(checkpoint, config):
 OTHER_SHAPE = {
     "n_layers": 3, "n_heads": 4, "hidden_size": 8, "inner_size": 20, "hidden_act": "relu", "layer_norm_eps": 1e-2,
     "n_exps": 5, "MAX_ITEM_LIST_LENGTH": 20, "whiten_texts": True, "history_mean": True, "history_bias": 5,
+    "item_to_item": 6,
 }  # fmt: skip
 
 
@@ -392,7 +393,7 @@ def test_without_stored_settings_the_tensors_tell_what_they_can(data, tmp_path, 
     with caplog.at_level(logging.INFO):
         adopt_settings(config, read_checkpoint(str(tmp_path / "a.pth")), "a.pth")
     silent = {"n_heads": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
-    silent |= {key: PUBLISHED[key] for key in ("whiten_texts", "history_mean", "history_bias")}
+    silent |= {key: PUBLISHED[key] for key in ("whiten_texts", "history_mean", "history_bias", "item_to_item")}
     assert {key: config[key] for key in SHAPE} == {**OTHER_SHAPE, **silent}
     assert config["recipe"] == "published" and config["adaptor_start"] == "normal"
     assert "a.pth does not say n_heads, hidden_act, layer_norm_eps; this run uses its own values" in caplog.text
@@ -410,7 +411,7 @@ def test_a_published_checkpoint_brings_its_settings_too(golden_folder, data):
     checkpoint = read_checkpoint(os.path.join(golden_folder, "UniSRec-AB-300.pth"))
     config = config_without_sizes(data)
     adopt_settings(config, checkpoint, "a.pth")
-    assert [config[key] for key in SHAPE] == [2, 2, 16, 12, "gelu", 1e-12, 3, 50, False, False, 0]
+    assert [config[key] for key in SHAPE] == [2, 2, 16, 12, "gelu", 1e-12, 3, 50, False, False, 0, 0]
     checkpoint["config"].state["final_config_dict"]["n_heads"] = 4
     adopt_settings(config, checkpoint, "a.pth")
     assert config["n_heads"] == 4
@@ -443,14 +444,16 @@ def test_parts_that_are_added_to_a_checkpoint_start_without_effect(data, tmp_pat
     source, _, config = open_model("pretrain", data)
     checkpoint = read_checkpoint(saved(source, config, tmp_path / "a.pth"))
     found = []
-    for options in ({}, {"history_mean": True, "history_bias": 4}):
-        own = config_without_sizes(data, **options)
+    for options in ({}, {"history_mean": True, "history_bias": 4, "item_to_item": 9}):
+        own = config_without_sizes(data, **options, train_stage="transductive_ft")
         adopt_settings(own, checkpoint, "a.pth")
-        assert (own["history_mean"], own["history_bias"]) == ((True, 4) if options else (False, 0))
+        values = own["history_mean"], own["history_bias"], own["item_to_item"]
+        assert values == ((True, 4, 9) if options else (False, 0, 0))
+        torch.manual_seed(1)  # of the id embedding, which the checkpoint does not have
         with caplog.at_level(logging.INFO):
             found.append(scores_of(checkpoint, own))
     torch.testing.assert_close(*found)
-    assert "new: history_bias.weight, history_mean.recency, history_mean.weight" in caplog.text
+    assert "new: history_bias.weight, history_mean.recency, history_mean.weight, item_embedding.weight" in caplog.text
 
 
 def test_the_whitening_stays_that_of_the_data_set(data, tmp_path):

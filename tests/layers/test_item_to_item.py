@@ -10,6 +10,7 @@ import layers.item_to_item
 from common.errors import UserError
 from data import Sequences
 from layers.item_to_item import (
+    ItemToItem,
     ease_weights,
     normalized_transitions,
     recency_weights,
@@ -170,3 +171,44 @@ def test_spectral_vectors_have_one_scale_and_leave_unseen_items_at_zero():
     assert vectors[12:].abs().max() < 1e-5 and (vectors[:, 15:] == 0).all()
     assert (vectors[:12].norm(dim=1) > 0.1).all()
     assert torch.equal(spectral_vectors(sequences, 15, 20), vectors), "always the same"
+
+
+# -- logits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solved", [True, False], ids=["EASE", "transitions"])
+@pytest.mark.parametrize("size", [1, 3, 8, 20])
+def test_an_item_keeps_its_largest_weights(solved, size, monkeypatch):
+    sequences = sequences_of(*random_lists(9))
+    if not solved:
+        monkeypatch.setattr(layers.item_to_item, "_SOLVED_MAX_ITEMS", 11)
+    part = ItemToItem(12, size)
+    part.fit(sequences)
+    if solved:
+        expected = ease_weights(sequences, 12, 20.0).numpy()
+    else:
+        expected = normalized_transitions(transition_counts(sequences, 12)).toarray()
+    for row in expected:
+        if size < 12:
+            row[np.abs(row) < np.sort(np.abs(row))[-size]] = 0
+    found = np.zeros((12, 12))
+    np.add.at(found, (np.arange(12)[:, None], part.columns.numpy()), part.values.numpy())
+    np.testing.assert_array_equal(found, expected)
+    assert part.values.shape == (12, min(size, 12)) and (found[:9] != 0).any(1).all() and not found[9:].any()
+
+
+def test_the_logits_are_a_sum_over_the_history_and_0_at_its_items():
+    part = ItemToItem(6, 4)
+    part.fit(sequences_of(*random_lists(5)))
+    matrix = torch.zeros(6, 6).scatter_add_(1, part.columns.long(), part.values)
+    expected = torch.stack([0.25 * matrix[0] + 0.5 * matrix[2] + matrix[1], matrix[1], matrix[3]])
+    for row, items in enumerate(HISTORY):
+        expected[row, items[items > 0] - 1] = 0
+    assert expected.count_nonzero() > 5
+    torch.testing.assert_close(part(HISTORY, LENGTHS, 0.5), expected)
+    assert not part.logits(HISTORY, LENGTHS).any(), "without effect at first"
+    part.factor.fill_(3.0)
+    part.decay.fill_(0.5)
+    torch.testing.assert_close(part.logits(HISTORY, LENGTHS), 3 * expected)
+    part.switch_off()
+    assert not part.logits(HISTORY, LENGTHS).any()

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import layers.fast.cross_entropy
+from layers.logits import SparseLogits
 from layers.losses import catalogue_cross_entropy, cross_entropy, draw_negatives, in_batch_contrastive
-from layers.sparse_logits import SparseLogits
 
 T = 0.07
 WAYS = {  # (logits held at a time, queries below which keys are taken in blocks) of the fast cross entropy

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import layers.ranking
+from layers.logits import SparseLogits
 from layers.ranking import expected_ranks, ranks_in_blocks
-from layers.sparse_logits import SparseLogits
 
 
 def rank(scores, target):

@@ -1,4 +1,4 @@
-"""Logits that are added at a few candidates. P predictions, N candidates, Z entries."""
+"""Logits that are added to those of a model. P predictions, N candidates, Z entries."""
 
 from typing import NamedTuple
 
@@ -23,6 +23,10 @@ class SparseLogits(NamedTuple):
         """The sum of dense logits, float [P, N], and these: float [P, N]."""
         return logits.index_put((self.rows, self.columns), self.values.to(logits.dtype), accumulate=True)
 
+    def times(self, factor: float) -> "SparseLogits":
+        """All entries, multiplied by a number."""
+        return self._replace(values=self.values * factor)
+
     def at(self, columns: Tensor) -> Tensor:
         """The logit of one candidate per prediction: columns int64 [P] -> float [P]."""
         hit = columns[self.rows] == self.columns
@@ -37,3 +41,29 @@ class SparseLogits(NamedTuple):
         """The entries of the candidates from `start` to `stop`, which are counted from 0 in the result."""
         inside = (self.columns >= start) & (self.columns < stop)
         return SparseLogits(self.rows[inside], self.columns[inside] - start, self.values[inside])
+
+
+class DenseLogits(NamedTuple):
+    """A matrix of logits, with those methods of `SparseLogits` that prediction needs.
+
+    Attributes:
+        values: float [P, N].
+    """
+
+    values: Tensor
+
+    def add_to(self, logits: Tensor) -> Tensor:
+        """The sum of other logits, float [P, N], and these: float [P, N]."""
+        return logits + self.values
+
+    def times(self, factor: float) -> "DenseLogits":
+        """All entries, multiplied by a number."""
+        return DenseLogits(self.values * factor)
+
+    def at(self, columns: Tensor) -> Tensor:
+        """The logit of one candidate per prediction: columns int64 [P] -> float [P]."""
+        return self.values.gather(1, columns[:, None])[:, 0]
+
+    def select_columns(self, start: int, stop: int) -> "DenseLogits":
+        """The candidates from `start` to `stop`, which are counted from 0 in the result."""
+        return DenseLogits(self.values[:, start:stop])

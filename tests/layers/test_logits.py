@@ -1,8 +1,8 @@
-"""Sparse logits, compared with a dense matrix."""
+"""Sparse logits and dense logits, compared with a matrix."""
 
 import torch
 
-from layers.sparse_logits import SparseLogits
+from layers.logits import DenseLogits, SparseLogits
 
 
 def example():
@@ -44,3 +44,14 @@ def test_parts_are_those_of_the_dense_matrix():
             columns = sparse.select_columns(start, stop)
             expected = dense[:, start:stop]
             assert torch.equal(columns.add_to(torch.zeros_like(expected)).detach(), expected)
+
+
+def test_dense_logits_do_the_same():
+    sparse, matrix = example()
+    dense, logits, columns = DenseLogits(matrix), torch.randn(4, 5), torch.tensor([4, 0, 0, 3])
+    for one, other in ((sparse, dense), (sparse.times(3.0), dense.times(3.0))):
+        torch.testing.assert_close(one.add_to(logits), other.add_to(logits))
+        torch.testing.assert_close(one.at(columns), other.at(columns))
+        one, other = (added.select_columns(1, 5).add_to(logits[:, 1:]) for added in (one, other))
+        torch.testing.assert_close(one, other)
+    assert sparse.times(3.0).at(columns).tolist() == [6.0, 0.0, 9.0, 0.0]
