@@ -26,6 +26,7 @@ class Baseline:
             such model. Of the other models, some crash on shorter rows, and some give other scores.
         trains: False for a model without training.
         implemented: False for a model that is not supported yet.
+        derived_from: the RecBole model whose settings it also has. Empty: the one of its own name.
     """
 
     path: str
@@ -33,6 +34,7 @@ class Baseline:
     ignores_padding: bool = False
     trains: bool = True
     implemented: bool = True
+    derived_from: str = ""
 
     @property
     def runs(self) -> bool:
@@ -63,7 +65,7 @@ MODELS = {
     **_recbole("GRU4RecKG KSR", needs=(GRAPH,)),
     **_recbole("FDSA S3Rec", needs=(TEXT,), implemented=False),
     "SASRec": Baseline("baselines.sasrec:SASRec", ignores_padding=True),
-    "SASRecHistory": Baseline("baselines.sasrec:SASRecHistory", ignores_padding=True),
+    "SASRecHistory": Baseline("baselines.sasrec:SASRecHistory", ignores_padding=True, derived_from="SASRec"),
     "Popularity": Baseline("baselines.untrained:Popularity", ignores_padding=True, trains=False),
     "LastText": Baseline("baselines.untrained:LastText", needs=(TEXT,), ignores_padding=True, trains=False),
     "MeanText": Baseline("baselines.untrained:MeanText", needs=(TEXT,), ignores_padding=True, trains=False),
@@ -197,12 +199,14 @@ def recbole_file(name: str) -> str:
 
 
 def yaml_files_of_name(name: str) -> tuple[list[str], list[str]]:
-    """`yaml_files` of a model of the registry, without importing it. Classes that it derives from are not searched."""
-    own = []
+    """`yaml_files` of a model of the registry, without importing it. Of the classes that it derives from, only the one
+    that `derived_from` names is searched."""
+    own, recboles = [], name
     if name in MODELS and MODELS[name].path.startswith(f"{__name__}."):
+        recboles = MODELS[name].derived_from or name
         module = MODELS[name].path.split(":")[0].rpartition(".")[2]
         own = [os.path.join(os.path.dirname(__file__), f"{stem}.yaml") for stem in (name, module)]
-    return [*filter(os.path.isfile, [recbole_file(f"model/{name}.yaml")])], [*filter(os.path.isfile, own)]
+    return [*filter(os.path.isfile, [recbole_file(f"model/{recboles}.yaml")])], [*filter(os.path.isfile, own)]
 
 
 def yaml_files(model: type) -> tuple[list[str], list[str]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from layers.encoder import AllPositions, RowsAsBatch
 from layers.history import HistoryBias
+from layers.item_to_item import ItemToItem
 
 
 class SASRec(AllPositions, RowSASRec):
@@ -30,15 +31,19 @@ class SASRec(AllPositions, RowSASRec):
 
 
 class SASRecHistory(SASRec):
-    """SASRec with the history bias of UniSRec: a learned logit for the items of the history, by recency."""
+    """SASRec with two parts of UniSRec: the history bias, and the item-to-item logits after training."""
+
+    temperature = 1.0  # the scores of UniSRec are logits times the temperature, those of SASRec are logits
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.history_bias = HistoryBias(config["history_bias"])
+        # without effect until `engine.item_to_item` has computed its weights and chosen its factor
+        self.item_to_item = ItemToItem(self.n_items - 1, config["item_to_item"]) if config["item_to_item"] else None
 
     def calculate_loss(self, batch) -> Tensor:
-        """Cross entropy as in `SASRec`; float []."""
-        return super().calculate_loss(self._rows(batch) if isinstance(batch, Interaction) else batch)
+        """Cross entropy as in `SASRec`, without the item-to-item logits; float []."""
+        return super().calculate_loss(_rows(self, batch) if isinstance(batch, Interaction) else batch)
 
     def logits(self, batch) -> Tensor:
         """The logits of all rows of the id embedding, float [P, N + 1]."""
@@ -46,12 +51,16 @@ class SASRecHistory(SASRec):
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """The score of every item, float [B, N + 1]. Column = item id."""
-        return self.history_bias.logits(self._rows(interaction)).add_to(super().full_sort_predict(interaction))
+        scores = self.history_bias.logits(_rows(self, interaction)).add_to(super().full_sort_predict(interaction))
+        if self.item_to_item is None:
+            return scores
+        logits = self.item_to_item.logits(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        return scores + F.pad(logits, (1, 0))
 
     def predict(self, interaction: Interaction) -> Tensor:
         """The score of one given item per row, float [B]."""
-        added = self.history_bias.logits(self._rows(interaction)).at(interaction[self.ITEM_ID])
-        return super().predict(interaction) + added
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
 
-    def _rows(self, interaction):
-        return RowsAsBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], interaction[self.ITEM_ID])
+
+def _rows(model, interaction):
+    return RowsAsBatch(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN], interaction[model.ITEM_ID])

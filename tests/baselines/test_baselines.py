@@ -74,6 +74,22 @@ def test_sasrec_with_a_history_bias_adds_it_in_training_and_prediction(small):
     assert (model.history_bias.weight.grad != 0).all()
 
 
+def test_sasrec_adds_item_to_item_logits_in_prediction(small):
+    model, dataset, _ = small(SASRecHistory, hidden_size=16, inner_size=12, item_to_item=30)
+    rows = dataset.build()[2][slice(None)]
+    with torch.no_grad():
+        expected = model.full_sort_predict(rows)
+        model.item_to_item.fit(dataset.sequences("train"))
+        loss = model.calculate_loss(Interaction(rows.interaction))
+        model.item_to_item.factor.fill_(4.0)
+        added = 4 * model.item_to_item(rows["item_id_list"], rows["item_length"], 1.0)
+        assert added.abs().max() > 0.1
+        expected[:, 1:] += added
+        torch.testing.assert_close(model.full_sort_predict(rows), expected)
+        torch.testing.assert_close(model.predict(rows), expected.gather(1, rows["item_id"][:, None])[:, 0])
+        assert torch.equal(model.calculate_loss(Interaction(rows.interaction)), loss)
+
+
 def test_popularity_counts_the_training_sequences(small):
     model, dataset, _ = small(Popularity)
     rows = dataset.build()[2][slice(None)]
