@@ -196,6 +196,9 @@ def _evaluate_ours(options):
 
     config, dataset = _open(options)
     model, evaluate = build_model(UniSRec, config, dataset), Evaluation(config, dataset)
+    if model.item_to_item is not None:  # as after a training
+        model.item_to_item.fit(dataset.sequences("train"))
+        model.item_to_item.factor.fill_(1.0)
     evaluate(model, "test")
     start = time.perf_counter()
     evaluate(model, "test")
