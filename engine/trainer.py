@@ -403,8 +403,6 @@ class _Loss(torch.nn.Module):
         if gradients is not None:
             vectors = self.model.represent(batch)
             passed_on = sum((vector.float() * own).sum() for vector, own in zip(vectors, gradients, strict=True))
-            if world_size() == 1:
-                return passed_on
             # DistributedDataParallel waits for every parameter, also for those that only the loss uses (history bias)
             used = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
             return passed_on + sum(0.0 * parameter.sum() for parameter in used if not parameter.grad.is_sparse)
