@@ -16,7 +16,7 @@ from scipy.sparse import coo_matrix, spmatrix
 from common.errors import UserError
 from data.catalogue import item_names, open_catalogue
 from data.files import load_sequences
-from data.sequences import DOMAIN_STRIDE, Sequences
+from data.sequences import DOMAIN_STRIDE, Sequences, keep_users, without_items
 
 SPLITS = ("train", "valid", "test")
 
@@ -86,13 +86,39 @@ class UniSRecDataset(SequentialDataset):
     # -- content ------------------------------------------------------------------------------------------------
 
     def sequences(self, split: str) -> Sequences:
-        """The sequences of `train`, `valid` or `test`. They are read once."""
+        """The sequences of `train`, `valid` or `test`. They are read once.
+
+        Those of `train` are without what `train_fraction` and `holdout_items` leave out.
+        """
         if split not in self._sequences:
             path = os.path.join(self.config["data_path"], f"{self.dataset_name}.{split}.inter")
-            self._sequences[split] = load_sequences(
+            sequences = load_sequences(
                 path, self.catalogue, self.catalogue.is_mixture, bool(self.config["show_progress"])
             )
+            self._sequences[split] = self._reduced(sequences) if split == "train" else sequences
         return self._sequences[split]
+
+    def _reduced(self, sequences):
+        """The training sequences of `train_fraction` of the users, without `holdout_items` of the items."""
+        users, items = self.config["train_fraction"], self.config["holdout_items"]
+        if users < 1:
+            sequences = keep_users(sequences, users, self.config["seed"])
+        if items:
+            sequences = without_items(sequences, self.held_out_items())
+        if not sequences.weights.any():
+            raise UserError(
+                f"{self.dataset_name}: no prediction is left to learn from with train_fraction {users} and "
+                f"holdout_items {items}; choose a larger train_fraction or a smaller holdout_items"
+            )
+        return sequences
+
+    def held_out_items(self) -> np.ndarray:
+        """Which items `holdout_items` leaves out of the training sequences: bool [N + 1], by id."""
+        count = self.catalogue.n_items
+        order = np.random.default_rng([self.config["seed"], 2]).permutation(count) + 1
+        left_out = np.zeros(count + 1, bool)
+        left_out[order[: round(self.config["holdout_items"] * count)]] = True
+        return left_out
 
     @property
     def max_history(self) -> int:

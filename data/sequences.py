@@ -52,6 +52,42 @@ class Sequences:
         return targets, np.searchsorted(self.offsets, targets, side="right") - 1
 
 
+def keep_users(sequences: Sequences, fraction: float, seed: int) -> Sequences:
+    """The sequences of a random part of the users, at least of one.
+
+    With the same seed, the users of a small fraction are among those of a larger one.
+    """
+    users = np.unique(sequences.users)
+    chosen = np.random.default_rng([seed, 1]).permutation(users)[: max(1, round(fraction * len(users)))]
+    return _select(sequences, np.isin(sequences.users, chosen), np.ones(len(sequences.items), bool))
+
+
+def without_items(sequences: Sequences, left_out: np.ndarray) -> Sequences:
+    """The sequences without some items, as if nobody had interacted with them.
+
+    Args:
+        sequences: any.
+        left_out: bool [N + 1], by item id.
+    """
+    kept = ~left_out[sequences.items]
+    lengths = np.diff(sequences.offsets)
+    left = np.bincount(np.repeat(np.arange(len(lengths)), lengths), kept, len(lengths))
+    return _select(sequences, left > 0, kept)
+
+
+def _select(sequences, kept, kept_items):
+    """Some sequences, bool [S], and some of their items, bool [T]. The first item of a sequence is no target."""
+    lengths = np.diff(sequences.offsets)
+    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    kept_items = kept_items & kept[sequence]
+    lengths = np.bincount(sequence[kept_items], minlength=len(lengths))[kept]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    weights = sequences.weights[kept_items]
+    weights[offsets[:-1]] = 0
+    users = np.ascontiguousarray(sequences.users[kept])
+    return Sequences(offsets, sequences.items[kept_items], weights, users, sequences.cut_length)
+
+
 def concatenated_ranges(sizes: np.ndarray) -> np.ndarray:
     """0, 1, ... size - 1 for each of the sizes, one range after another: int64 [sum of sizes]."""
     return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)

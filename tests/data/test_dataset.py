@@ -231,6 +231,23 @@ def test_a_split_without_rows_is_named(small):
         UniSRecDataset(small_config("inductive_ft", "Small", small)).build()
 
 
+def test_training_on_less_leaves_valid_and_test_whole(published):
+    whole, part = open_published(published), open_published(published, train_fraction=0.5, holdout_items=0.25)
+    left_out = part.held_out_items()
+    assert left_out.sum() == round(0.25 * part.catalogue.n_items) and not left_out[0]
+    train = part.sequences("train")
+    assert not left_out[train.items].any() and 0 < train.n_predictions < whole.sequences("train").n_predictions / 2
+    for one, other in zip(whole.build()[1:], part.build()[1:], strict=True):
+        assert dataset_rows(one) == dataset_rows(other)
+    other_seed = open_published(published, holdout_items=0.25, seed=7)
+    assert (other_seed.held_out_items() != left_out).any()
+
+
+def test_nothing_to_learn_from_is_an_error(published):
+    with pytest.raises(UserError, match="no prediction is left to learn from with train_fraction 1.0 and"):
+        open_published(published, holdout_items=0.999).sequences("train")
+
+
 def test_it_says_what_it_is(small, tmp_path):
     said = str(UniSRecDataset(small_config("inductive_ft", "Small", small)))
     train = len(file_rows(("Small", small), "train"))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data import fold_rows
+from data.sequences import keep_users, without_items
 from tests.small_data import prefix_rows, random_histories
 
 
@@ -145,3 +146,43 @@ def test_a_file_that_goes_upwards_folds_as_well():
     assert len(sequences) == len(histories)
     for user, history in enumerate(histories):
         assert sequences.items[sequences.offsets[user] : sequences.offsets[user + 1]].tolist() == history
+
+
+# -- parts of the data -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many():
+    """30 users, two of whom have rows that form no chain."""
+    histories = [[item + 1 for item in history] for history in random_histories(30, 12, 3, 9)]
+    rows = [(user, *row) for user, history in enumerate(histories) for row in prefix_rows(history, 50)]
+    return fold([*rows, (4, [1, 2], 3), (9, [5], 6)], 50)
+
+
+def test_a_share_of_the_users_keeps_all_their_pairs(many):
+    everything = pairs_of_sequences(many)
+    users = set()
+    for fraction in (0.0, 0.1, 0.5, 0.9):
+        part = keep_users(many, fraction, seed=3)
+        assert users <= set(part.users), "a smaller share is a part of a larger one"
+        users = set(part.users)
+        assert len(users) == max(1, round(30 * fraction))
+        expected = Counter({pair: count for pair, count in everything.items() if pair[0] in users})
+        assert pairs_of_sequences(part) == expected and part.weights.dtype == many.weights.dtype
+    assert set(keep_users(many, 0.5, seed=4).users) != set(keep_users(many, 0.5, seed=3).users)
+
+
+def test_items_that_are_left_out_were_never_there(many):
+    """Leaving items out of the sequences is the same as leaving them out of the users' histories."""
+    left_out = np.zeros(13, bool)
+    left_out[[2, 3, 11]] = True
+    part = without_items(many, left_out)
+    expected = Counter()
+    for (user, history, target), count in pairs_of_sequences(many).items():
+        kept = tuple(item for item in history if not left_out[item])
+        if kept and not left_out[target]:
+            expected[user, kept, target] += count
+    assert pairs_of_sequences(part) == expected
+    assert not left_out[part.items].any() and (np.diff(part.offsets) > 0).all()
+    left_out[1:] = True
+    assert len(without_items(many, left_out)) == 0
