@@ -36,6 +36,12 @@ def configure(options):
     config = build_config(UniSRec, dataset, "pretrain", options)
     if config["epochs"] == 0:
         raise UserError("option --epochs: found 0, expected 1 or more: pre-training has nothing to evaluate")
+    for key in ("lambda", "item_drop_ratio", "item_drop_coefficient"):
+        if key in config.given and config["pretrain_loss"] != "contrastive":
+            raise UserError(
+                f"{config.given[key]}: only the contrastive losses have this setting; leave it out, "
+                "or add --pretrain_loss=contrastive"
+            )
     return config
 
 

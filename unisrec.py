@@ -3,7 +3,7 @@
     item text -> frozen language model -> vector, computed once, offline                          (section 2.1)
     vector -> parametric whitening and mixture of experts (layers/adaptor.py) -> item representation (section 2.1)
     items of a user, oldest first -> causal transformer (RecBole's SASRec) -> sequence representation (section 2.2)
-    pre-training: contrastive losses over several domains                                         (section 2.2)
+    pre-training: contrastive losses over several domains, or cross entropy over each of them     (section 2.2)
     fine-tuning: cross entropy over the catalogue of one domain; the score is a cosine            (section 2.3)
 
 Six parts are not in the paper. `props/published.yaml` switches them off:
@@ -21,6 +21,7 @@ into the model, unless `--fast=false` is set.
 Shapes: B sequences, L positions, P predictions, U distinct items, N catalogue, D text width, H hidden size, E experts.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from recbole.data.interaction import Interaction
@@ -44,7 +45,8 @@ STAGES = ("pretrain", "inductive_ft", "transductive_ft")
 class UniSRec(AllPositions, SASRec):
     """The model in one of three stages.
 
-    - `pretrain`: contrastive learning over several domains, on text alone.
+    - `pretrain`: over several domains, on text alone. `pretrain_loss` says whether it learns by cross entropy over the
+      catalogue of one domain at a time, as in fine-tuning, or by contrastive losses.
     - `inductive_ft`: cross entropy over the catalogue of one domain, on text alone.
     - `transductive_ft`: the same, with an id embedding added to the representation of each item.
 
@@ -60,6 +62,7 @@ class UniSRec(AllPositions, SASRec):
     def __init__(self, config, dataset):
         self.train_stage = config["train_stage"]
         assert self.train_stage in STAGES, self.train_stage
+        self.is_contrastive = self.train_stage == "pretrain" and config["pretrain_loss"] == "contrastive"
         # SASRec always creates an id embedding. Without need of it, it gets one row and is deleted below.
         super().__init__(config, dataset if self.train_stage == "transductive_ft" else _OneItem)
         self.n_items = dataset.num(self.ITEM_ID)  # N + 1: padding has id 0
@@ -68,6 +71,7 @@ class UniSRec(AllPositions, SASRec):
         self.label_smoothing = config["label_smoothing"]
         self.sampled_negatives = config["sampled_negatives"]
         self.features = dataset.features
+        self.domain_ends = np.cumsum(dataset.catalogue.counts)  # the last id of each domain
         self.moe_adaptor = MoEAdaptor(
             config["n_exps"],
             self.features.width,
@@ -76,7 +80,7 @@ class UniSRec(AllPositions, SASRec):
             start=config["adaptor_start"],
         )
         self.history_mean = HistoryMean(self.max_seq_length) if config["history_mean"] else None
-        with_bias = config["history_bias"] and self.train_stage != "pretrain"
+        with_bias = config["history_bias"] and not self.is_contrastive
         self.history_bias = HistoryBias(config["history_bias"]) if with_bias else None
         with_weights = config["item_to_item"] and self.train_stage == "transductive_ft"
         # without effect until `engine.item_to_item` has computed its weights and chosen its factor
@@ -148,15 +152,23 @@ class UniSRec(AllPositions, SASRec):
         return ItemTable(distinct, self.represent_items(distinct))
 
     def _candidates(self, batch):
-        """The items in the softmax of fine-tuning: the catalogue, or the batch items and a sample of negatives."""
+        """The items in the softmax: the catalogue of the batch's domain, or the batch items and a sample of it."""
+        first, last = self._ids_of_domain(batch)
         if not self.sampled_negatives:
-            return ItemTable(self.all_ids(), self.item_table())
-        batch_items = distinct_ids([*batch.items, batch.targets])
-        negatives, log_count = draw_negatives(batch_items, self.n_items - 1, self.sampled_negatives)
-        ids, order = torch.cat([batch_items, negatives]).sort()
+            ids = self.all_ids()[first - 1 : last]
+            return ItemTable(ids, self.item_table() if len(ids) == self.n_items - 1 else self.represent_items(ids))
+        before = first - 1
+        batch_items = distinct_ids([*batch.items, *batch.targets], first)
+        negatives, log_count = draw_negatives(batch_items - before, last - before, self.sampled_negatives)
+        ids, order = torch.cat([batch_items, negatives + before]).sort()
         # a batch item stands for itself, a negative for many items
         log_counts = torch.full(ids.shape, log_count, device=ids.device).masked_fill(order < len(batch_items), 0.0)
         return ItemTable(ids, self.represent_items(ids), log_counts)
+
+    def _ids_of_domain(self, batch):
+        """The first and the last id of the domain of a batch. All items of a batch are of one domain."""
+        domain = np.searchsorted(self.domain_ends, batch.items[0][0, 0].item())
+        return int(self.domain_ends[domain - 1]) + 1 if domain else 1, int(self.domain_ends[domain])
 
     # -- losses: `represent` turns a batch into vectors, `loss` compares them ------------------------------------------
 
@@ -164,12 +176,12 @@ class UniSRec(AllPositions, SASRec):
         """The loss of the stage, float [].
 
         Args:
-            batch: a `data.batches.SequenceBatch`, or RecBole's Interaction with one row per prefix. Pre-training needs
-                a `SequenceBatch`, which holds the second view of each sequence.
+            batch: a `data.batches.SequenceBatch`, or RecBole's Interaction with one row per prefix. Contrastive losses
+                need a `SequenceBatch`, which holds the second view of each sequence.
         """
         if isinstance(batch, Interaction):
             batch = RowsAsBatch(batch[self.ITEM_SEQ], batch[self.ITEM_SEQ_LEN], batch[self.POS_ITEM_ID])
-        if self.train_stage == "pretrain":
+        if self.is_contrastive:
             return self.loss(batch, self.represent(batch))
         candidates = self._candidates(batch)  # they include the batch items, so each item is represented once
         return self.loss(batch, self.represent(batch, candidates), candidates)
@@ -182,10 +194,10 @@ class UniSRec(AllPositions, SASRec):
             items: a table that contains the batch items; None to compute their representations here.
 
         Returns:
-            list of float [P, H]: the sequence representation at each scored position. In pre-training also the
+            list of float [P, H]: the sequence representation at each scored position. For contrastive losses also the
             representations of the target items, and the sequence representations of the second views.
         """
-        if self.train_stage != "pretrain":
+        if not self.is_contrastive:
             if items is None:
                 items = self._distinct_items(batch.items)
             return [self._states(items, batch.items, batch.scored)]
@@ -207,11 +219,12 @@ class UniSRec(AllPositions, SASRec):
         Args:
             batch: a `SequenceBatch`.
             represented: from `represent`, for the whole batch.
-            candidates: the items in the softmax of fine-tuning; None to compute their representations here.
+            candidates: the items in the softmax; None to compute their representations here. Contrastive losses have
+                none.
         """
         options = {"temperature": self.temperature, "weights": batch.weights}  # of all losses
         options |= {"gather": self.gather, "cross_entropy": self.cross_entropy}
-        if self.train_stage == "pretrain":  # section 2.2: sequence to item, and sequence to sequence
+        if self.is_contrastive:  # section 2.2: sequence to item, and sequence to sequence
             states, target_items, views = represented
             options |= {"targets": batch.targets, "users": batch.users}
             to_item = in_batch_contrastive(states, target_items, **options)

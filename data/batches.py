@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from data.augment import augment
-from data.sequences import Sequences, concatenated_ranges
+from data.sequences import DOMAIN_STRIDE, Sequences, concatenated_ranges
 
 # Upper bounds of the lengths of a bucket. The sequences of a bucket are padded to the longest of them. Only attention
 # is computed bucket by bucket, so many buckets are cheap.
@@ -159,6 +159,7 @@ class SequenceBatches:
         n_items: the size of the catalogue. The id of an item with a shortened text is its own id + `n_items`.
         rank, world_size: this process and the number of processes. Each takes every `world_size`-th segment of a batch.
         shuffle: whether the order is random.
+        by_domain: whether all sequences of a batch are of the same domain.
     """
 
     def __init__(
@@ -173,17 +174,23 @@ class SequenceBatches:
         rank: int = 0,
         world_size: int = 1,
         shuffle: bool = True,
+        by_domain: bool = False,
     ):
         self.sequences, self.batch_size, self.seed = sequences, batch_size, seed
         self.augment_ratios, self.n_items = augment_ratios, n_items
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
         self.segments = cut_segments(sequences, max_history, predictions_per_row)
+        users = sequences.users[self.segments.sequences]
+        self._domains = users // DOMAIN_STRIDE if by_domain else np.zeros_like(users)
         self._has_weights = bool((sequences.weights > 1).any())
         self._epoch = self._first_batch = 0
 
     def __len__(self) -> int:
-        # a segment is never split, so there are at most as many batches as segments
-        return min(max(1, round(int(self.segments.predictions.sum()) / self.batch_size)), len(self.segments))
+        return sum(self._count(np.flatnonzero(self._domains == domain)) for domain in np.unique(self._domains))
+
+    def _count(self, segments: np.ndarray) -> int:
+        """The number of batches of some segments. A segment is never split, so it is at most their number."""
+        return min(max(1, round(int(self.segments.predictions[segments].sum()) / self.batch_size)), len(segments))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, counted from 0, whose batches the next iteration yields."""
@@ -195,9 +202,13 @@ class SequenceBatches:
 
     def __iter__(self) -> Iterator[SequenceBatch]:
         order = np.arange(len(self.segments), dtype=self.segments.starts.dtype)
+        generator = np.random.default_rng([self.seed, self._epoch])
         if self.shuffle:
-            np.random.default_rng([self.seed, self._epoch]).shuffle(order)
-        parts = np.split(order, self._cuts(order))
+            generator.shuffle(order)
+        domains = [order[self._domains[order] == domain] for domain in np.unique(self._domains)]
+        parts = [part for own in domains for part in np.split(own, self._cuts(own))]
+        if self.shuffle and len(domains) > 1:
+            parts = [parts[place] for place in generator.permutation(len(parts))]
         for number, part in enumerate(parts[self._first_batch :], start=self._first_batch):
             # each process has its own generator, so that no two sequences share random numbers
             generator = np.random.default_rng([self.seed, self._epoch, number, self.rank, 1])
@@ -209,10 +220,11 @@ class SequenceBatches:
     def _cuts(self, order: np.ndarray) -> np.ndarray:
         """Where to cut the shuffled segments into batches of about equally many predictions. No batch is empty."""
         predictions = np.cumsum(self.segments.predictions[order], dtype=np.int64)
-        numbers = np.arange(1, len(self))
-        cuts = np.searchsorted(predictions, predictions[-1] * numbers / len(self))
+        count = self._count(order)
+        numbers = np.arange(1, count)
+        cuts = np.searchsorted(predictions, predictions[-1] * numbers / count)
         cuts = np.maximum.accumulate(np.maximum(cuts - numbers, 0)) + numbers
-        return np.minimum(cuts, len(order) - len(self) + numbers)
+        return np.minimum(cuts, len(order) - count + numbers)
 
     def make_batch(
         self, segments: np.ndarray, generator: np.random.Generator | None = None, scored: bool = True

@@ -41,6 +41,8 @@ def sequence_batches(config: Config, dataset: UniSRecDataset) -> SequenceBatches
     """The training batches. Each process gets its share of every batch."""
     more: dict[str, Any] = {"rank": rank(), "world_size": world_size()}
     if config["train_stage"] == "pretrain":
+        more["by_domain"] = config["pretrain_loss"] == "catalogue"
+    if config["train_stage"] == "pretrain" and not more["by_domain"]:
         more["augment_ratios"] = {key: config[key] for key in ("item_drop_ratio", "item_drop_coefficient")}
         more["n_items"] = dataset.catalogue.n_items
     return SequenceBatches(

@@ -95,7 +95,7 @@ def train_and_test(config, model, batches, evaluation, name, run, watch, item_to
         trainer = Trainer(config, model, path, item_tokens, run)
         progress = trainer.fit(batches, lambda model: evaluation(model, "valid", show))
         if getattr(model, "item_to_item", None) is not None:
-            with watch("item to item"):
+            with watch("evaluate"):
                 progress.best_metrics = add_item_to_item(model, evaluation)
             trainer.save(path, optimizer=False)
     with watch("evaluate"):

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def distinct_ids(ids: list[Tensor]) -> Tensor:
-    """The distinct ids in several int64 tensors, ascending: int64 [U]. Padding (0) is replaced by item 1."""
-    return torch.cat([part.flatten() for part in ids]).clamp(min=1).unique()
+def distinct_ids(ids: list[Tensor], first: int = 1) -> Tensor:
+    """The distinct ids in several int64 tensors, ascending: int64 [U]. Padding (0) is replaced by the item `first`, the
+    smallest id that occurs."""
+    return torch.cat([part.flatten() for part in ids]).clamp(min=first).unique()
 
 
 class ItemTable:

@@ -45,7 +45,9 @@ def golden(golden_folder):
 
 
 def small_config(stage, dataset, data_path, **options):
-    """A configuration of a UniSRec of the golden files' sizes."""
+    """A configuration of a UniSRec of the golden files' sizes. Pre-training is contrastive by default."""
+    if stage == "pretrain":
+        options = {"pretrain_loss": "contrastive", **options}
     sizes = dict(hidden_size=16, inner_size=12, n_exps=3, n_layers=2, n_heads=2, plm_size=24, show_progress=False)
     return build_config(
         UniSRec,

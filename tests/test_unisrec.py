@@ -11,9 +11,11 @@ import layers.fast.catalogue
 import layers.fast.encoder
 import layers.ranking
 from data import SequenceBatches, UniSRecDataset, batches
+from data.sequences import DOMAIN_STRIDE
 from engine.trainer import Trainer
 from layers.adaptor import MoEAdaptor
 from layers.item_to_item import spectral_vectors
+from layers.items import distinct_ids
 from layers.ranking import expected_ranks
 from layers.whitening import Whitening
 from tests.conftest import MAX_HISTORY, PUBLISHED, small_config
@@ -123,6 +125,58 @@ def test_pretraining_reads_features_by_domain_and_view(folder):
     everything = torch.cat([part.flatten() for part in [*batch.items, *batch.augmented_items, batch.targets]])
     distinct = everything.clamp(min=1).unique()  # padding stands for some item whose vector nobody looks at
     assert calls == [len(distinct)], "each distinct item of a batch is adapted once"
+
+
+def domain_batches(dataset, size=10**6):
+    """All predictions of each domain, by default in one batch."""
+    sequences = dataset.sequences("train")
+    batches = SequenceBatches(sequences, size, dataset.max_history, 50, by_domain=True, shuffle=False)
+    return list(batches)
+
+
+def test_pretraining_over_the_catalogue_of_a_domain(folder):
+    """Cross entropy over the items of the domain alone, with the history bias, put together by hand."""
+    model, dataset = open_model("pretrain", folder, pretrain_loss="catalogue", label_smoothing=0.2)
+    counts = dataset.catalogue.counts
+    found = domain_batches(dataset)
+    assert len(found) == len(counts) > 1
+    last = 0
+    for batch, count in zip(found, counts, strict=True):
+        first, last = last + 1, last + count
+        assert all(first <= ids[ids > 0].min() and ids.max() <= last for ids in [*batch.items, batch.targets])
+        with torch.no_grad():
+            items = F.normalize(model.represent_items(torch.arange(first, last + 1)), dim=-1)
+            logits = F.normalize(model.represent(batch)[0], dim=-1) @ items.T / model.temperature
+            for row, history in enumerate(batch_histories(batch)):
+                newest_first = history[::-1]
+                for item in set(history):
+                    logits[row, item - first] += model.history_bias.values()[min(newest_first.index(item), 7)]
+            losses = F.cross_entropy(logits, batch.targets - first, reduction="none", label_smoothing=0.2)
+            weights = torch.ones_like(losses) if batch.weights is None else batch.weights
+            expected = (losses * weights).sum() / weights.sum()
+        loss = model.calculate_loss(batch)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        loss.backward()
+    assert (model.history_bias.weight.grad != 0).any() and (model.moe_adaptor.experts.weight.grad != 0).any()
+
+
+def test_sampled_negatives_are_of_the_domain(folder):
+    exact, dataset = open_model("pretrain", folder, pretrain_loss="catalogue")
+    sampled, _ = open_model("pretrain", folder, pretrain_loss="catalogue", sampled_negatives=10**6)
+    few, _ = open_model("pretrain", folder, pretrain_loss="catalogue", sampled_negatives=2)
+    ends = np.cumsum(dataset.catalogue.counts)
+    drawn, domains = 0, set()
+    for batch in domain_batches(dataset, 5):
+        assert sampled.calculate_loss(batch).item() == pytest.approx(exact.calculate_loss(batch).item(), rel=1e-5)
+        domain = int(batch.users[0]) // DOMAIN_STRIDE
+        first, last = ends[domain] - dataset.catalogue.counts[domain] + 1, ends[domain]
+        with torch.no_grad():
+            ids = few._candidates(batch).ids
+        assert first <= ids.min() and ids.max() <= last
+        own = distinct_ids([*batch.items, batch.targets], int(first))
+        assert len(ids) == len(own) + min(2, last - first + 1 - len(own)) and set(own.tolist()) <= set(ids.tolist())
+        drawn, domains = drawn + len(ids) - len(own), domains | {domain}
+    assert drawn > 5 and len(domains) > 1
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "transductive_ft"])

@@ -8,6 +8,7 @@ import torch
 
 from data import SequenceBatches, Sequences, UniSRecDataset
 from data.batches import cut_segments
+from data.sequences import DOMAIN_STRIDE
 from tests.conftest import small_config
 from tests.small_data import write_mixture
 
@@ -210,6 +211,31 @@ def test_a_rank_that_gets_nothing_encodes_a_sequence_and_scores_nothing():
         assert batch.weights is not None and len(batch.weights) == sizes[-1]
         assert [len(places) for places in batch.augmented_scored] == [len(places) for places in batch.scored]
     assert sizes[2] == 0 and sum(sizes) == 7
+
+
+@pytest.mark.parametrize("size", [20, 150, 10**6])
+def test_batches_of_one_domain(size):
+    """Three domains of different size; each batch holds users of one, and they come in random order."""
+    sequences = random_sequences()
+    sequences.users[10:45] += DOMAIN_STRIDE
+    sequences.users[45:] += 2 * DOMAIN_STRIDE
+    batches = SequenceBatches(sequences, size, 50, 25, by_domain=True)
+    found = list(batches)
+    domains = [set((batch.users // DOMAIN_STRIDE).tolist()) for batch in found]
+    assert all(len(own) == 1 for own in domains) and len(found) == len(batches) >= 3
+    order = [own.pop() for own in domains]
+    assert set(order) == {0, 1, 2} and (size > 150 or order != sorted(order))
+    everything = SequenceBatches(sequences, size, 50, 25)
+    assert Counter(epoch_of(batches)) == Counter(epoch_of(everything))
+    assert size > 150 or max(map(len, found)) < size + 50
+    again = SequenceBatches(sequences, size, 50, 25, by_domain=True)
+    again.skip(2)
+    assert equal(list(again), found[2:])
+    again.set_epoch(1)
+    assert size > 150 or [set((batch.users // DOMAIN_STRIDE).tolist()) for batch in again] != [{one} for one in order]
+    ranks = [SequenceBatches(sequences, size, 50, 25, rank=rank, world_size=2, by_domain=True) for rank in (0, 1)]
+    for one, other, whole in zip(*ranks, found, strict=True):
+        assert Counter(predictions(one) + predictions(other)) == Counter(predictions(whole))
 
 
 def test_sequences_are_padded_to_the_longest_of_their_bucket_only():
