@@ -15,6 +15,11 @@ python pretrain.py [-d FHCKM] [--key=value ...]
 Writes checkpoints to saved/UniSRec-NAME-EPOCH.pth.
 """
 
+_SETTINGS_OF_A_LOSS = {
+    "catalogue": {"sampled_negatives"},
+    "contrastive": {"lambda", "item_drop_ratio", "item_drop_coefficient"},
+}
+
 
 def main(argv):
     pretrain(configure(parse_command_line(argv, lambda _: help_text(USAGE, "pretrain"))))
@@ -36,12 +41,9 @@ def configure(options):
     config = build_config(UniSRec, dataset, "pretrain", options)
     if config["epochs"] == 0:
         raise UserError("option --epochs: found 0, expected 1 or more: pre-training has nothing to evaluate")
-    for key in ("lambda", "item_drop_ratio", "item_drop_coefficient"):
-        if key in config.given and config["pretrain_loss"] != "contrastive":
-            raise UserError(
-                f"{config.given[key]}: only the contrastive losses have this setting; leave it out, "
-                "or add --pretrain_loss=contrastive"
-            )
+    for loss, keys in _SETTINGS_OF_A_LOSS.items():
+        for key in config.given.keys() & keys if loss != config["pretrain_loss"] else ():
+            raise UserError(f"{config.given[key]}: only --pretrain_loss={loss} has this setting; leave one of them out")
     return config
 
 

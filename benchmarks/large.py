@@ -133,7 +133,8 @@ def _pretraining(options):
 
 
 def _open_mixture(options):
-    return open_data("pretrain", os.path.join(options.folder, "pretrain"), "FHCKM")
+    # the losses of the paper, with which the tables of the README were measured
+    return open_data("pretrain", os.path.join(options.folder, "pretrain"), "FHCKM", pretrain_loss="contrastive")
 
 
 # -- the catalogue ---------------------------------------------------------------------------------------------------

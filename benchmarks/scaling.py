@@ -48,7 +48,8 @@ def measure(options: argparse.Namespace) -> tuple[float, float]:
     gather_objects(None)  # wait for all processes
     before = sum(gather_objects(proportional_set_size()))
     folder = os.path.join(options.folder, "pretrain")
-    config, dataset = open_data("pretrain", folder, "FHCKM", train_batch_size=options.batch, checkpoint_dir=folder)
+    settings = {"train_batch_size": options.batch, "checkpoint_dir": folder, "pretrain_loss": "contrastive"}
+    config, dataset = open_data("pretrain", folder, "FHCKM", **settings)  # the losses of the paper
     batches = sequence_batches(config, dataset)
     model = build_model(UniSRec, config, dataset).train()
     trainer = Trainer(config, model, "nowhere-{epoch}.pth")

@@ -217,11 +217,13 @@ def test_settings_of_pretraining_reach_it(data, tmp_path):
         assert not any(torch.equal(weights, other) for other in found[:number]), number
 
 
-@pytest.mark.parametrize("option", ["lambda", "item_drop_ratio", "item_drop_coefficient"])
-def test_settings_of_the_contrastive_losses_are_refused_without_them(data, option):
-    message = f"^option --{option}: only the contrastive losses have this setting; leave it out, or add --pretrain_loss"
+@pytest.mark.parametrize("option", ["lambda", "item_drop_ratio", "item_drop_coefficient", "sampled_negatives"])
+def test_settings_of_the_other_loss_are_refused(data, option):
+    own, other = ("contrastive", "catalogue") if option != "sampled_negatives" else ("catalogue", "contrastive")
+    message = f"^option --{option}: only --pretrain_loss={own} has this setting; leave one of them out$"
+    command = ["-d", "Mix", f"--data_path={data['Mix']}", f"--pretrain_loss={other}", *SMALL]
     with pytest.raises(UserError, match=message):
-        pretrain.main(["-d", "Mix", f"--data_path={data['Mix']}", f"--{option}=0.1", *SMALL])
+        pretrain.main([*command, f"--{option}=1"])
 
 
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "BERT4Rec"])
