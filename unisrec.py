@@ -158,7 +158,7 @@ class UniSRec(AllPositions, SASRec):
             ids = self.all_ids()[first - 1 : last]
             return ItemTable(ids, self.item_table() if len(ids) == self.n_items - 1 else self.represent_items(ids))
         before = first - 1
-        batch_items = distinct_ids([*batch.items, *batch.targets], first)
+        batch_items = distinct_ids([*batch.items, batch.targets], first)
         negatives, log_count = draw_negatives(batch_items - before, last - before, self.sampled_negatives)
         ids, order = torch.cat([batch_items, negatives + before]).sort()
         # a batch item stands for itself, a negative for many items
@@ -306,7 +306,7 @@ class UniSRec(AllPositions, SASRec):
     def ranks(self, interaction: Interaction) -> Tensor:
         """The rank of each row's target among all items, float64 [B]; see `layers.ranking.expected_ranks`.
 
-        The scores of all items are never held at once.
+        Without item-to-item logits, the scores of all items are never held at once.
         """
         items, states = self._unit_items(), self._unit_states(interaction)
         added = self._added_scores(interaction)

@@ -180,13 +180,22 @@ class SequenceBatches:
         self.augment_ratios, self.n_items = augment_ratios, n_items
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
         self.segments = cut_segments(sequences, max_history, predictions_per_row)
-        users = sequences.users[self.segments.sequences]
-        self._domains = users // DOMAIN_STRIDE if by_domain else np.zeros_like(users)
+        self._domains = self._domains_of_segments() if by_domain else None
         self._has_weights = bool((sequences.weights > 1).any())
         self._epoch = self._first_batch = 0
 
+    def _domains_of_segments(self):
+        return (self.sequences.users[self.segments.sequences] // DOMAIN_STRIDE).astype(np.int16)
+
+    def _by_domain(self, segments: np.ndarray) -> list[np.ndarray]:
+        """The segments of each domain in the given order. Without `by_domain`, all of them."""
+        if self._domains is None:
+            return [segments]
+        domains = self._domains[segments]
+        return [segments[domains == domain] for domain in np.unique(domains)]
+
     def __len__(self) -> int:
-        return sum(self._count(np.flatnonzero(self._domains == domain)) for domain in np.unique(self._domains))
+        return sum(map(self._count, self._by_domain(np.arange(len(self.segments)))))
 
     def _count(self, segments: np.ndarray) -> int:
         """The number of batches of some segments. A segment is never split, so it is at most their number."""
@@ -205,9 +214,8 @@ class SequenceBatches:
         generator = np.random.default_rng([self.seed, self._epoch])
         if self.shuffle:
             generator.shuffle(order)
-        domains = [order[self._domains[order] == domain] for domain in np.unique(self._domains)]
-        parts = [part for own in domains for part in np.split(own, self._cuts(own))]
-        if self.shuffle and len(domains) > 1:
+        parts = [part for own in self._by_domain(order) for part in np.split(own, self._cuts(own))]
+        if self.shuffle and self._domains is not None:
             parts = [parts[place] for place in generator.permutation(len(parts))]
         for number, part in enumerate(parts[self._first_batch :], start=self._first_batch):
             # each process has its own generator, so that no two sequences share random numbers
