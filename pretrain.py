@@ -17,7 +17,7 @@ Writes checkpoints to saved/UniSRec-NAME-EPOCH.pth.
 
 _SETTINGS_OF_A_LOSS = {
     "catalogue": {"sampled_negatives"},
-    "contrastive": {"lambda", "item_drop_ratio", "item_drop_coefficient"},
+    "contrastive": {"lambda", "item_drop_ratio", "item_drop_coefficient", "plm_suffix_aug"},
 }
 
 
@@ -41,10 +41,16 @@ def configure(options):
     config = build_config(UniSRec, dataset, "pretrain", options)
     if config["epochs"] == 0:
         raise UserError("option --epochs: found 0, expected 1 or more: pre-training has nothing to evaluate")
+    if not config["resume"]:
+        _check_loss(config)
+    return config
+
+
+def _check_loss(config):
+    """Check that the user has set nothing that only the other loss has."""
     for loss, keys in _SETTINGS_OF_A_LOSS.items():
         for key in config.given.keys() & keys if loss != config["pretrain_loss"] else ():
             raise UserError(f"{config.given[key]}: only --pretrain_loss={loss} has this setting; leave one of them out")
-    return config
 
 
 def pretrain(config):
@@ -77,6 +83,7 @@ def _pretrain(config, first_start):
     checkpoint = read(resume)
     if checkpoint:
         adopt_settings(config, checkpoint, resume)
+        _check_loss(config)
     report_settings(config)
     dataset = open_dataset(config)
     if checkpoint:

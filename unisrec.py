@@ -52,7 +52,7 @@ class UniSRec(AllPositions, SASRec):
 
     Args:
         config (Config): keys of props/UniSRec.yaml, and `train_stage`.
-        dataset (UniSRecDataset): its `num("item_id")` and `features` are used.
+        dataset (UniSRecDataset): its `num("item_id")`, `catalogue` and `features` are used.
     """
 
     uses_item_text = True
@@ -167,6 +167,8 @@ class UniSRec(AllPositions, SASRec):
 
     def _ids_of_domain(self, batch):
         """The first and the last id of the domain of a batch. All items of a batch are of one domain."""
+        if len(self.domain_ends) == 1:
+            return 1, self.n_items - 1
         domain = np.searchsorted(self.domain_ends, batch.items[0][0, 0].item())
         return int(self.domain_ends[domain - 1]) + 1 if domain else 1, int(self.domain_ends[domain])
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from layers.encoder import AllPositions, RowsAsBatch
 from layers.history import HistoryBias
 from layers.item_to_item import ItemToItem
+from layers.logits import DenseLogits
 
 
 class SASRec(AllPositions, RowSASRec):
@@ -59,7 +60,12 @@ class SASRecHistory(SASRec):
 
     def predict(self, interaction: Interaction) -> Tensor:
         """The score of one given item per row, float [B]."""
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
+        items = interaction[self.ITEM_ID]
+        scores = super().predict(interaction) + self.history_bias.logits(_rows(self, interaction)).at(items)
+        if self.item_to_item is None:
+            return scores
+        logits = self.item_to_item.logits(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        return scores + DenseLogits(logits).at(items - 1)
 
 
 def _rows(model, interaction):

@@ -29,7 +29,7 @@ class SequenceBatch:
         targets: int64 [P], the item that follows each scored position, bucket after bucket.
         weights: float32 [P], how often each prediction counts. None if each counts once.
         users: int64 [P], the user of each prediction, as a number.
-        augmented_items: the second view of `items` in pre-training, same order and shapes. None in fine-tuning.
+        augmented_items: the second view of `items`, same order and shapes. None without contrastive losses.
         augmented_scored: the scored positions in `augmented_items`, same order and shapes as `scored`.
     """
 

@@ -47,11 +47,12 @@ class UniSRecDataset(SequentialDataset):
         self._get_preset()
         self._get_field_from_config()
         config = self.config
+        has_second_view = config["train_stage"] == "pretrain" and config["pretrain_loss"] == "contrastive"
         self.catalogue, self.features = open_catalogue(
             config["data_path"],
             self.dataset_name,
             config["plm_suffix"] or "auto",
-            (config["plm_suffix_aug"] or "auto") if config["train_stage"] == "pretrain" else None,
+            (config["plm_suffix_aug"] or "auto") if has_second_view else None,
             config["plm_size"],
             need_features=config.uses_item_text,
         )

@@ -38,6 +38,8 @@ SHAPE = (
 _ADDED = {key: f"{key}." for key in ("history_mean", "history_bias", "item_to_item")}  # -> beginning of its tensors
 _OF_THE_DATA = "whitening."  # tensors that follow from the text features. Every data set has its own
 PUBLISHED = "published"  # the recipe of checkpoints that do not name theirs
+# settings of checkpoints that were saved before the settings existed
+_BEFORE = {"pretrain_loss": "contrastive", "train_fraction": 1.0, "holdout_items": 0.0}
 # settings that may differ between the parts of a run
 _NOT_OF_A_RUN = dict.fromkeys(("epochs", "resume", "show_progress", "device", "checkpoint_dir", "data_path"))
 logger = logging.getLogger(__name__)
@@ -145,7 +147,7 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
         config[key] = value
     if adopted:
         logger.info("settings from %s: %s", path, ", ".join(f"{key} {value}" for key, value in adopted.items()))
-    missing = [key for key in SHAPE if key not in shape]
+    missing = [key for key in SHAPE if key not in shape and key not in _ADDED]
     if missing:
         logger.info("%s does not say %s; this run uses its own values", path, ", ".join(missing))
     check_predictions_per_row(config.given, config)
@@ -162,6 +164,8 @@ def _shape_of(checkpoint, recipe):
     stored, state = _stored_settings(checkpoint), checkpoint["state_dict"]
     found = {key: recipe[key] for key in ("whiten_texts", *_ADDED) if key in recipe}
     found |= {key: stored[key] for key in SHAPE if isinstance(stored.get(key), int | float | str)}
+    if not any(name.startswith(_ADDED["item_to_item"]) for name in state):
+        found.pop("item_to_item", None)  # only the transductive stage has it, and the target may choose
     layers = {match[1] for match in map(_LAYER.match, state) if match}
     if layers:
         found["n_layers"] = len(layers)
@@ -216,7 +220,7 @@ def _in_words(description):
 
 def changed_settings(checkpoint, config):
     """The settings in which a training differs from the one that saved a checkpoint: dict of key -> (then, now)."""
-    then, now = ({**settings, **_NOT_OF_A_RUN} for settings in (checkpoint["config"], config.plain()))
+    then, now = ({**_BEFORE, **settings, **_NOT_OF_A_RUN} for settings in (checkpoint["config"], config.plain()))
     return {key: (then.get(key), now.get(key)) for key in sorted(then | now) if then.get(key) != now.get(key)}
 
 

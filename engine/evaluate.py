@@ -146,10 +146,10 @@ class Evaluation:
 
         Args:
             model: is in evaluation mode while `variants` is called.
-            variants: the scores of a batch of rows, float [B, N + 1], one tensor per variant.
+            variants: the scores of a batch of rows, float [B, N + 1], one tensor per variant. Column 0 is set to -inf.
             count: V, the number of variants.
             phase: `valid` or `test`.
-            most: if there are more rows, about this many are ranked, evenly spaced over the lengths of the histories.
+            most: if there are more rows, about this many are ranked: every second, third, ... row.
 
         Returns:
             One table per variant.
@@ -165,12 +165,16 @@ class Evaluation:
             batch = part[rows[start : start + size]]
             columns.append(self._columns(batch, self.n_columns - 1))
             batch = batch.to(self.config["device"])
-            ranks.append(torch.stack([self._ranks(scores, batch, None) for scores in variants(batch)], 1))
+            found = []
+            for scores in variants(batch):
+                scores[:, 0] = -torch.inf
+                found.append(self._ranks(scores, batch, None))
+            ranks.append(torch.stack(found, 1))
         model.train(was_training)
-        found, of = torch.cat(ranks), torch.cat(columns).to(self.config["device"])
+        by_variant, of_rows = torch.cat(ranks), torch.cat(columns).to(self.config["device"])
         if self.shared:
-            (of, found), *_ = gather(of, found)
-        return [_table(of.cpu().numpy(), column) for column in found.T.cpu().numpy()]
+            (of_rows, by_variant), *_ = gather(of_rows, by_variant)
+        return [_table(of_rows.cpu().numpy(), column) for column in by_variant.T.cpu().numpy()]
 
     def _rank_all(
         self, model: SequentialRecommender, batch: Interaction, collector: Collector | None

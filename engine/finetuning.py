@@ -97,7 +97,7 @@ def train_and_test(config, model, batches, evaluation, name, run, watch, item_to
         if getattr(model, "item_to_item", None) is not None:
             with watch("evaluate"):
                 progress.best_metrics = add_item_to_item(model, evaluation)
-            trainer.save(path, optimizer=False)
+            trainer.save(path, optimizer=False, epoch=progress.best_epoch)
     with watch("evaluate"):
         valid = progress.best_metrics or evaluation(model, "valid", show)
         table, test = evaluation.evaluate(model, "test", show)

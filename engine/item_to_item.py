@@ -18,7 +18,8 @@ def add_item_to_item(model, evaluation: Evaluation) -> dict[str, float]:
     They are those with the best `valid_metric`, on at most `ROWS` rows of valid. The factor may be 0.
 
     Args:
-        model: a UniSRec in the transductive stage, whose weights stay as they are.
+        model: a UniSRec in the transductive stage, or another model with `item_to_item` and `temperature`. What it
+            has learned stays as it is.
         evaluation: of the data set on which the model was trained.
 
     Returns:

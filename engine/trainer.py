@@ -27,6 +27,8 @@ from engine.runs import Run, check_files
 # The settings that determine the order of the data in an epoch. A training that was stopped within an epoch can only be
 # continued in the same order.
 _ORDER = {"dataset", "seed", "train_batch_size", "predictions_per_row", "MAX_ITEM_LIST_LENGTH"}
+_ORDER |= {"train_fraction", "holdout_items"}
+_FIXED = ("learner", "pretrain_loss")  # no training can be continued with another value
 _STOPPED = "{epoch}-stopped"  # replaces the epoch in the name of a checkpoint that was saved within the next epoch
 logger = logging.getLogger(__name__)
 
@@ -314,12 +316,13 @@ class Trainer:
         found = set(glob.glob(glob.escape(self.path).replace("{epoch}", "*")))
         return {self._epoch_path(name) for name in names} & found - {self.resumed_from}
 
-    def save(self, path: str, optimizer: bool = True) -> None:
+    def save(self, path: str, optimizer: bool = True, epoch: int | None = None) -> None:
         """Write a checkpoint. All processes call this, the main process writes.
 
         Args:
             path: the file.
             optimizer: also store the optimizer and the random generators, so that the training can be continued.
+            epoch: the epoch of the weights. Default: the last one that was completed.
         """
         more: dict[str, Any] = {"progress": dataclasses.asdict(self.progress)}
         if self.run:
@@ -328,7 +331,7 @@ class Trainer:
             more.update(optimizer=self.optimizer.state_dict(), generators=gather_objects(self._generators()))
         if not is_main():
             return
-        save_checkpoint(path, self.model, self.config, self.progress.epoch, self.item_tokens, **more)
+        save_checkpoint(path, self.model, self.config, epoch or self.progress.epoch, self.item_tokens, **more)
         logger.info("saved %s", path)
 
     def resume(self, checkpoint: Mapping, path: str) -> None:
@@ -345,9 +348,9 @@ class Trainer:
         if not {"optimizer", "generators", "progress"} <= checkpoint.keys():
             raise UserError(f"{path}: cannot be resumed, it holds weights only; expected one that pretrain.py saved")
         progress, changed = Progress(**checkpoint["progress"]), changed_settings(checkpoint, self.config)
-        if "learner" in changed:
-            then, now = changed["learner"]
-            raise UserError(f"{path}: was trained with {then}, not {now}; set --learner={then}")
+        for key in (key for key in _FIXED if key in changed):
+            then, now = changed[key]
+            raise UserError(f"{path}: was trained with {then}, not {now}; set --{key}={then}")
         for key in sorted(changed.keys() & _ORDER) if progress.batch else ():
             then, now = changed[key]
             raise UserError(f"{path}: was stopped within an epoch, with {key} {then}, not {now}; set --{key}={then}")
@@ -412,8 +415,8 @@ class _Loss(torch.nn.Module):
 
 def _distributed(loss):
     """Wrap the loss so that its backward pass averages the gradients over all processes."""
-    # The only buffers are the text features. They are memory-mapped, and the same in all processes.
-    # DistributedDataParallel would broadcast them, and each process would hold a copy.
+    # The buffers are the text features, the whitening and the item-to-item weights. They are the same in all processes.
+    # DistributedDataParallel would broadcast them, and each process would hold a copy of the memory-mapped features.
     buffers = [name for name, _ in loss.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, buffers)
     return DistributedDataParallel(loss, gradient_as_bucket_view=True)

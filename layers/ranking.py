@@ -55,6 +55,7 @@ def ranks_in_blocks(
     size = score(target_items, target_items)[:, 0].abs().maximum(own.abs())
     if added is not None:
         own = own + added.at(targets)[:, None]
+        size = size.maximum(own.abs())
     points: Any = 1
     length = max(1, _SCORES_AT_ONCE // max(1, len(states)))
     for start in range(0, len(items), length):

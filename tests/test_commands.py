@@ -217,6 +217,27 @@ def test_settings_of_pretraining_reach_it(data, tmp_path):
         assert not any(torch.equal(weights, other) for other in found[:number]), number
 
 
+def test_a_pretraining_goes_on_with_its_loss_only(data, tmp_path):
+    common = ["-d", "Mix", f"--data_path={data['Mix']}", f"--checkpoint_dir={tmp_path}", *SMALL]
+    pretrain.main([*common, "--pretrain_loss=contrastive", "--epochs=1"])
+    path = str(tmp_path / "UniSRec-Mix-1.pth")
+    message = f"^{path}: was trained with contrastive, not catalogue; set --pretrain_loss=contrastive$"
+    with pytest.raises(UserError, match=message):
+        pretrain.main([*common, "--epochs=2", f"--resume={path}"])
+    pretrain.main([*common, "--epochs=2", f"--resume={path}", "--pretrain_loss=contrastive", "--lambda=0.5"])
+    assert read_checkpoint(str(tmp_path / "UniSRec-Mix-2.pth"))["epoch"] == 2
+
+
+def test_pretraining_over_a_catalogue_needs_no_shortened_texts(data, tmp_path):
+    folder = shutil.copytree(data["Mix"], tmp_path / "data")
+    for path in glob.glob(f"{folder}/Mix/*.feat2*"):
+        os.remove(path)
+    common = ["-d", "Mix", f"--data_path={folder}", f"--checkpoint_dir={tmp_path}", "--epochs=1", *SMALL]
+    pretrain.main(common)
+    with pytest.raises(UserError, match="feat2"):
+        pretrain.main([*common, "--pretrain_loss=contrastive"])
+
+
 @pytest.mark.parametrize("option", ["lambda", "item_drop_ratio", "item_drop_coefficient", "sampled_negatives"])
 def test_settings_of_the_other_loss_are_refused(data, option):
     own, other = ("contrastive", "catalogue") if option != "sampled_negatives" else ("catalogue", "contrastive")

@@ -67,6 +67,7 @@ def test_another_metric_is_replaced_by_ndcg(opened, caplog):
 
 def test_rows_are_spaced_evenly(opened):
     model, evaluation = opened()
+    model.train()
     everything, some = (
         evaluation.compare(model, lambda rows: [model.full_sort_predict(rows)], 1, "valid", most)[0]
         for most in (99, 10)
@@ -75,7 +76,8 @@ def test_rows_are_spaced_evenly(opened):
     np.testing.assert_array_equal(everything.rank, table.rank)
     assert (len(everything), len(some)) == (40, 10)
     np.testing.assert_array_equal(some.rank, table.rank[np.searchsorted(table.user, some.user)])
-    assert model.training is False or model.train() is model
+    np.testing.assert_array_equal(np.sort(some.history_length), np.sort(table.history_length)[::4])
+    assert model.training, "the mode is restored"
 
 
 def test_the_checkpoint_holds_them_and_the_next_training_chooses_again(tmp_path, monkeypatch):
