@@ -69,7 +69,8 @@ SHARES = {
     2: {"even": (6, 5), "uneven": (3, 8), "one": (1, 10), "nothing": (0, 11)},
     3: {"even": (4, 4, 3), "uneven": (1, 8, 2), "nothing": (3, 0, 8), "nothing twice": (0, 11, 0)},
 }
-STAGES = ("pretrain", "inductive_ft", "transductive_ft")
+CATALOGUE = "pretrain over a catalogue"
+STAGES = ("pretrain", CATALOGUE, "inductive_ft", "transductive_ft")
 # options to try with uneven shares, and how far from one process they may be; all other items drawn are the exact loss
 VARIANTS = {"bf16": ({"enable_amp": True}, 2e-2), "sampled": ({"sampled_negatives": 1000}, 1e-5)}
 
@@ -89,13 +90,17 @@ def no_chance():
 
 
 def open_stage(stage, folder, **options):
-    """A model without dropout, in training, and the segments of its data, with augmented views in pre-training."""
+    """A model without dropout, in training, and the segments of its data, with augmented views in contrastive
+    pre-training. The first segments of the mixture are of one domain."""
+    contrastive = stage == "pretrain"
+    if stage == CATALOGUE:
+        stage, options = "pretrain", {"pretrain_loss": "catalogue", "sampled_negatives": 0, **options}
     name, data_path = ("Mix", "pretrain") if stage == "pretrain" else ("Tiny", "downstream")
     options = {"checkpoint_dir": folder, "learner": "sgd", "learning_rate": 1e-14, **STILL, **options}
     config = small_config(stage, name, os.path.join(folder, data_path), **options)
     config["lambda"] = 0.5  # the second loss should count
     dataset = UniSRecDataset(config)
-    augment_ratios = AUGMENT if stage == "pretrain" else None
+    augment_ratios = AUGMENT if contrastive else None
     batches = SequenceBatches(
         dataset.sequences("train"),
         100,
