@@ -8,7 +8,7 @@ python finetune.py -d NAME [-p CHECKPOINT] [--key=value ...]
 
   -d, --dataset NAME        data set in dataset/downstream
   -p, --pretrained FILE     checkpoint to start from (default: start from scratch)
-  -f, --fix_enc true|false  freeze the pre-trained transformer (default: true)
+  -f, --fix_enc true|false  freeze the pre-trained transformer (default: false; with the recipe of the paper: true)
   --config_files A,B        YAML files with settings of your own
 
 Writes the model to saved/UniSRec-NAME-STAGE-SEED-ID.pth, and the result to a .json file beside it. ID is the id of the

@@ -25,8 +25,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = os.path.join(os.path.dirname(ROOT), "shared")
 
 
-# the settings of the paper's recipe, apart from the size of the model
-PUBLISHED = {key: value for key, value in read_yaml(props_file("published.yaml")).items() if key != "n_exps"}
+# the settings of the paper's recipe that all stages have, apart from the size of the model
+PUBLISHED = {
+    key: value for key, value in read_yaml(props_file("published.yaml")).items() if key not in ("n_exps", "fix_enc")
+}
 
 
 @pytest.fixture(scope="session")

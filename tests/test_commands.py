@@ -104,7 +104,7 @@ def test_training_loads_neither_torchs_compiler_nor_a_language_model(data, tmp_p
 
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
 def test_finetuning_on_top_of_pretraining(data, pretrained, tmp_path, stage):
-    result, path = tuned(data, tmp_path, "-p", pretrained, f"--train_stage={stage}", "--epochs=2")
+    result, path = tuned(data, tmp_path, "-p", pretrained, f"--train_stage={stage}", "--epochs=2", "-f", "true")
     check_result(result, model="UniSRec", dataset="Tiny", train_stage=stage, seed=2020, checkpoint=path, epochs=2)
     assert result["rows_per_second"] == pytest.approx(2 * count_rows(data) / result["seconds"]["train"])
     old, new = learned(pretrained), learned(path)
@@ -116,7 +116,7 @@ def test_finetuning_on_top_of_pretraining(data, pretrained, tmp_path, stage):
 
 
 def test_without_a_fixed_encoder_everything_learns(data, pretrained, tmp_path):
-    _, path = tuned(data, tmp_path, "-p", pretrained, "-f", "False", "--epochs=1", "--train_stage=inductive_ft")
+    _, path = tuned(data, tmp_path, "-p", pretrained, "--epochs=1", "--train_stage=inductive_ft")
     old, new = learned(pretrained), learned(path)
     # the key's bias shifts all attention logits of a query alike, so its gradient is rounding noise
     same = {name for name, tensor in old.items() if torch.equal(tensor, new[name]) and "key.bias" not in name}

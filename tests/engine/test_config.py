@@ -17,7 +17,7 @@ import run_baseline
 from baselines import find_model
 from common.errors import UserError
 from engine.config import build_config
-from engine.settings import ROOT, command_files, parse_command_line, read_yaml, take_option
+from engine.settings import ROOT, command_files, parse_command_line, props_file, read_yaml, take_option
 from unisrec import UniSRec
 
 
@@ -219,7 +219,8 @@ def test_a_folder_is_no_yaml_file(tmp_path):
 def test_false_is_false():
     assert config_of("-f", "False")["fix_enc"] is False
     assert config_of("-f", "no")["fix_enc"] is False
-    assert config_of()["fix_enc"] is True
+    assert config_of()["fix_enc"] is False
+    assert config_of("--config_files", props_file("published.yaml"))["fix_enc"] is True
     with pytest.raises(UserError, match="--fix_enc: found 'maybe', expected true or false"):
         config_of("-f", "maybe")
 

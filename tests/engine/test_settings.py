@@ -206,7 +206,7 @@ def test_the_published_ways_of_naming_yaml_files(tmp_path, monkeypatch):
         "props/finetune.yaml props/overall.yaml",
         "props/finetune.yaml,props/overall.yaml",
     ):
-        assert settle("baseline", {"config_files": listed}).values()["fix_enc"] is True
+        assert settle("baseline", {"config_files": listed}).values()["fix_enc"] is False
 
 
 # -- help ------------------------------------------------------------------------------------------------------------
