@@ -33,7 +33,7 @@ from layers.encoder import AllPositions, RowsAsBatch
 from layers.history import HistoryBias, HistoryMean
 from layers.item_to_item import ItemToItem, spectral_vectors
 from layers.items import ItemTable, distinct_ids
-from layers.logits import DenseLogits, SparseLogits
+from layers.logits import DenseLogits
 from layers.losses import catalogue_cross_entropy, cross_entropy, draw_negatives, in_batch_contrastive, keep_local
 from layers.ranking import ranks_in_blocks
 from layers.whitening import DomainWhitening
@@ -279,12 +279,13 @@ class UniSRec(AllPositions, SASRec):
         to add."""
         history, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         batch = RowsAsBatch(history, lengths, interaction[self.ITEM_ID])
-        added: SparseLogits | DenseLogits | None = self._history_logits(batch, lambda ids: ids - 1)
-        if self.item_to_item is not None and self.item_to_item.factor:
-            logits = self.item_to_item.logits(history, lengths)
-            added = DenseLogits(logits if added is None else added.add_to(logits))
+        bias = self._history_logits(batch, lambda ids: ids - 1)
         # the losses divide cosines by the temperature, and a score is a cosine
-        return added and added.times(self.temperature)
+        bias = bias and bias._replace(values=bias.values * self.temperature)
+        if self.item_to_item is None or not self.item_to_item.factor:
+            return bias
+        logits = self.item_to_item.logits(history, lengths, self.temperature)
+        return DenseLogits(logits if bias is None else bias.add_to(logits))
 
     def score(self, unit_states: Tensor, unit_items: Tensor) -> Tensor:
         """Cosines: float [..., B, H] and [..., n, H] -> float [..., B, n]. The losses compute their own."""

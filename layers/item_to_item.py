@@ -236,22 +236,22 @@ class ItemToItem(nn.Module):
         self.columns.copy_(columns)
         self.values.copy_(values)
 
-    def forward(self, history: Tensor, lengths: Tensor, decay: float) -> Tensor:
-        """The logits for the factor 1: histories int64 [B, L] and their lengths int64 [B] -> float32 [B, N]."""
+    def forward(self, history: Tensor, lengths: Tensor, decay: float, factor: float = 1.0) -> Tensor:
+        """The logits for a decay and a factor: histories int64 [B, L], their lengths int64 [B] -> float32 [B, N]."""
         n_items = len(self.values)
         weights = recency_weights(history, lengths, decay)  # [B, L]
         rows, places = weights.nonzero(as_tuple=True)
         items = history[rows, places] - 1  # [Z]
         targets = rows[:, None] * n_items + self.columns[items]  # [Z, K]
-        values = self.values[items] * weights[rows, places, None]
+        values = self.values[items] * (factor * weights[rows, places, None])  # not the sums, which are many more
         sums = values.new_zeros(len(history), n_items)
-        sums.view(-1).index_add_(0, targets.flatten(), values.flatten())
+        sums.view(-1).scatter_add_(0, targets.flatten(), values.flatten())
         sums[rows, items] = 0
         return sums
 
-    def logits(self, history: Tensor, lengths: Tensor) -> Tensor:
-        """The logits: histories int64 [B, L] and their lengths int64 [B] -> float32 [B, N]."""
-        return self.factor * self(history, lengths, float(self.decay))
+    def logits(self, history: Tensor, lengths: Tensor, scale: float = 1.0) -> Tensor:
+        """The logits times `scale`: histories int64 [B, L] and their lengths int64 [B] -> float32 [B, N]."""
+        return self(history, lengths, float(self.decay), scale * float(self.factor))
 
 
 def _largest_of_dense(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -23,10 +23,6 @@ class SparseLogits(NamedTuple):
         """The sum of dense logits, float [P, N], and these: float [P, N]."""
         return logits.index_put((self.rows, self.columns), self.values.to(logits.dtype), accumulate=True)
 
-    def times(self, factor: float) -> "SparseLogits":
-        """All entries, multiplied by a number."""
-        return self._replace(values=self.values * factor)
-
     def at(self, columns: Tensor) -> Tensor:
         """The logit of one candidate per prediction: columns int64 [P] -> float [P]."""
         hit = columns[self.rows] == self.columns
@@ -55,10 +51,6 @@ class DenseLogits(NamedTuple):
     def add_to(self, logits: Tensor) -> Tensor:
         """The sum of other logits, float [P, N], and these: float [P, N]."""
         return logits + self.values
-
-    def times(self, factor: float) -> "DenseLogits":
-        """All entries, multiplied by a number."""
-        return DenseLogits(self.values * factor)
 
     def at(self, columns: Tensor) -> Tensor:
         """The logit of one candidate per prediction: columns int64 [P] -> float [P]."""
