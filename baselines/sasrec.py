@@ -44,7 +44,7 @@ class SASRecHistory(SASRec):
 
     def calculate_loss(self, batch) -> Tensor:
         """Cross entropy as in `SASRec`, without the item-to-item logits; float []."""
-        return super().calculate_loss(_rows(self, batch) if isinstance(batch, Interaction) else batch)
+        return super().calculate_loss(self._rows(batch) if isinstance(batch, Interaction) else batch)
 
     def logits(self, batch) -> Tensor:
         """The logits of all rows of the id embedding, float [P, N + 1]."""
@@ -52,8 +52,8 @@ class SASRecHistory(SASRec):
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """The score of every item, float [B, N + 1]. Column = item id."""
-        scores = self.history_bias.logits(_rows(self, interaction)).add_to(super().full_sort_predict(interaction))
-        if self.item_to_item is None:
+        scores = self.history_bias.logits(self._rows(interaction)).add_to(super().full_sort_predict(interaction))
+        if self.item_to_item is None or not self.item_to_item.factor:
             return scores
         logits = self.item_to_item.logits(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         return scores + F.pad(logits, (1, 0))
@@ -61,12 +61,11 @@ class SASRecHistory(SASRec):
     def predict(self, interaction: Interaction) -> Tensor:
         """The score of one given item per row, float [B]."""
         items = interaction[self.ITEM_ID]
-        scores = super().predict(interaction) + self.history_bias.logits(_rows(self, interaction)).at(items)
-        if self.item_to_item is None:
+        scores = super().predict(interaction) + self.history_bias.logits(self._rows(interaction)).at(items)
+        if self.item_to_item is None or not self.item_to_item.factor:
             return scores
         logits = self.item_to_item.logits(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         return scores + DenseLogits(logits).at(items - 1)
 
-
-def _rows(model, interaction):
-    return RowsAsBatch(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN], interaction[model.ITEM_ID])
+    def _rows(self, interaction):
+        return RowsAsBatch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], interaction[self.ITEM_ID])

@@ -211,12 +211,12 @@ class SequenceBatches:
 
     def __iter__(self) -> Iterator[SequenceBatch]:
         order = np.arange(len(self.segments), dtype=self.segments.starts.dtype)
-        generator = np.random.default_rng([self.seed, self._epoch])
+        shuffler = np.random.default_rng([self.seed, self._epoch])
         if self.shuffle:
-            generator.shuffle(order)
+            shuffler.shuffle(order)
         parts = [part for own in self._by_domain(order) for part in np.split(own, self._cuts(own))]
         if self.shuffle and self._domains is not None:
-            parts = [parts[place] for place in generator.permutation(len(parts))]
+            parts = [parts[place] for place in shuffler.permutation(len(parts))]
         for number, part in enumerate(parts[self._first_batch :], start=self._first_batch):
             # each process has its own generator, so that no two sequences share random numbers
             generator = np.random.default_rng([self.seed, self._epoch, number, self.rank, 1])

@@ -102,6 +102,8 @@ class UniSRecDataset(SequentialDataset):
     def _reduced(self, sequences):
         """The training sequences of `train_fraction` of the users, without `holdout_items` of the items."""
         users, items = self.config["train_fraction"], self.config["holdout_items"]
+        if users == 1 and not items:
+            return sequences  # memory-mapped and not read yet
         if users < 1:
             sequences = keep_users(sequences, users, self.config["seed"])
         if items:

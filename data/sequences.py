@@ -59,7 +59,7 @@ def keep_users(sequences: Sequences, fraction: float, seed: int) -> Sequences:
     """
     users = np.unique(sequences.users)
     chosen = np.random.default_rng([seed, 1]).permutation(users)[: max(1, round(fraction * len(users)))]
-    return _select(sequences, np.isin(sequences.users, chosen), np.ones(len(sequences.items), bool))
+    return _keep_items(sequences, np.repeat(np.isin(sequences.users, chosen), np.diff(sequences.offsets)))
 
 
 def without_items(sequences: Sequences, left_out: np.ndarray) -> Sequences:
@@ -69,23 +69,17 @@ def without_items(sequences: Sequences, left_out: np.ndarray) -> Sequences:
         sequences: any.
         left_out: bool [N + 1], by item id.
     """
-    kept = ~left_out[sequences.items]
-    lengths = np.diff(sequences.offsets)
-    left = np.bincount(np.repeat(np.arange(len(lengths)), lengths), kept, len(lengths))
-    return _select(sequences, left > 0, kept)
+    return _keep_items(sequences, ~left_out[sequences.items])
 
 
-def _select(sequences, kept, kept_items):
-    """Some sequences, bool [S], and some of their items, bool [T]. The first item of a sequence is no target."""
-    lengths = np.diff(sequences.offsets)
-    sequence = np.repeat(np.arange(len(lengths)), lengths)
-    kept_items = kept_items & kept[sequence]
-    lengths = np.bincount(sequence[kept_items], minlength=len(lengths))[kept]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    weights = sequences.weights[kept_items]
+def _keep_items(sequences, kept):
+    """The sequences with some of their items, bool [T]. The first item of a sequence is no target."""
+    numbers = np.repeat(np.arange(len(sequences)), np.diff(sequences.offsets))  # [T], the sequence of each item
+    lengths = np.bincount(numbers[kept], minlength=len(sequences))
+    offsets = np.concatenate([[0], np.cumsum(lengths[lengths > 0])]).astype(np.int64)
+    weights = sequences.weights[kept]
     weights[offsets[:-1]] = 0
-    users = np.ascontiguousarray(sequences.users[kept])
-    return Sequences(offsets, sequences.items[kept_items], weights, users, sequences.cut_length)
+    return Sequences(offsets, sequences.items[kept], weights, sequences.users[lengths > 0], sequences.cut_length)
 
 
 def concatenated_ranges(sizes: np.ndarray) -> np.ndarray:

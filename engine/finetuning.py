@@ -90,11 +90,12 @@ def train_and_test(config, model, batches, evaluation, name, run, watch, item_to
     set_seeds(config["seed"], rank())
     progress = Progress()
     if config["epochs"] > 0:
-        if getattr(model, "item_to_item", None) is not None:
+        has_item_to_item = getattr(model, "item_to_item", None) is not None
+        if has_item_to_item:
             model.item_to_item.switch_off()  # of a checkpoint: the model learns without it
         trainer = Trainer(config, model, path, item_tokens, run)
         progress = trainer.fit(batches, lambda model: evaluation(model, "valid", show))
-        if getattr(model, "item_to_item", None) is not None:
+        if has_item_to_item:
             with watch("evaluate"):
                 progress.best_metrics = add_item_to_item(model, evaluation)
             trainer.save(path, optimizer=False, epoch=progress.best_epoch)
