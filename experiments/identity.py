@@ -40,7 +40,7 @@ def describe(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "recipe": run.row.recipe,
         "data": _data_hash(os.path.join(run.data_path, run.dataset)),
-        "weights": _file_hash(options["pretrained"]) if "pretrained" in options else None,
+        "weights": _weights_hash(options["pretrained"]) if "pretrained" in options else None,
         "given": run.given,
         "settings": run.settings,
     }
@@ -86,6 +86,15 @@ def _feature_hash(path):
     """The hash of a feature file, from its description if there is one."""
     description = read_json(f"{path}.json") if os.path.isfile(f"{path}.json") else {}
     return str(description.get("sha256") or _file_hash(path))
+
+
+def _weights_hash(path):
+    """The hash of a checkpoint, or of the weights of a bundle."""
+    if not os.path.isdir(path):
+        return _file_hash(path)
+    from engine.bundle import WEIGHTS  # imported here: torch takes seconds
+
+    return _file_hash(os.path.join(path, WEIGHTS))
 
 
 def _file_hash(path):

@@ -30,6 +30,7 @@ _ROW = {
     "pretrained": Setting("pretrained", "", "str"),
     "settings": Setting("settings", {}, "dict"),
     "compare_with": Setting("compare_with", "", "str"),
+    "curve": Setting("curve", "", "str"),
 }
 # settings that have another place in the file, or that run.py sets
 _ELSEWHERE = {
@@ -52,9 +53,10 @@ class Row:
         model: `UniSRec`, or what `-m` of run_baseline.py takes.
         stage: `train_stage` of fine-tuning. Empty: the default.
         recipe: YAML file for `--config_files`. Empty: the defaults of the command.
-        pretrained: checkpoint to start from. Empty: from scratch.
+        pretrained: checkpoint or bundle to start from. Empty: from scratch.
         settings: further settings.
         compare_with: label of the row to compare with. Empty: none.
+        curve: name of the curve on which the row is a point of the figure. Empty: none.
     """
 
     label: str
@@ -64,6 +66,7 @@ class Row:
     pretrained: str = ""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     compare_with: str = ""
+    curve: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -188,9 +188,10 @@ def _format_groups(table):
 
 
 def draw(table: dict[str, Any], path: str) -> None:
-    """Draw a bar chart, one panel per data set, and write it as PNG.
+    """Draw a figure, one panel per data set, and write it as PNG.
 
-    The metric is test NDCG@10 if the table has it, else its first column.
+    If rows are points of a curve, the figure shows the curves over the share of the training users, else a bar for each
+    row. The metric is test NDCG@10 if the table has it, else its first column.
     """
     import matplotlib
 
@@ -200,18 +201,56 @@ def draw(table: dict[str, Any], path: str) -> None:
     columns = [tuple(column) for column in table["columns"]]
     split, metric = ("test", _GROUP_METRIC) if ("test", _GROUP_METRIC) in columns else columns[0]
     datasets = table["datasets"]
-    count = max(len(dataset["rows"]) for dataset in datasets.values())
-    size = (5 + 4 * len(datasets), 1.2 + 0.36 * count)
-    figure, panels = pyplot.subplots(1, len(datasets), figsize=size, squeeze=False, sharey=True)
+    has_curves = any(row["curve"] for dataset in datasets.values() for row in dataset["rows"].values())
+    if has_curves:
+        size = (1 + 4.5 * len(datasets), 4.2)
+    else:
+        size = (5 + 4 * len(datasets), 1.2 + 0.36 * max(len(dataset["rows"]) for dataset in datasets.values()))
+    figure, panels = pyplot.subplots(1, len(datasets), figsize=size, squeeze=False, sharey=not has_curves)
     for axes, (name, dataset) in zip(panels[0], datasets.items(), strict=True):
-        _draw_panel(axes, dataset["rows"], split, metric)
-        axes.set_xlabel(f"{_head(('test', metric))} on {name} ({split})")
-    panels[0][0].invert_yaxis()
-    figure.suptitle(_CAPTION, fontsize=8, color="dimgray")
+        if has_curves:
+            _draw_curves(axes, dataset["rows"], split, metric)
+            axes.set(title=f"{name}, {split}", xlabel="training users", ylabel=_head(("test", metric)))
+        else:
+            _draw_panel(axes, dataset["rows"], split, metric)
+            axes.set_xlabel(f"{_head(('test', metric))} on {name} ({split})")
+    if has_curves:
+        panels[0][-1].legend(fontsize=8, loc="lower right")
+    else:
+        panels[0][0].invert_yaxis()
+        figure.suptitle(_CAPTION, fontsize=8, color="dimgray")
     figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)
+
+
+def _draw_curves(axes, rows, split, metric):
+    """Draw each curve over the share of the training users, and the rows without training as dashed lines.
+
+    The shares are drawn at equal distances, because those of interest differ by factors.
+    """
+    curves: dict[str, dict[float, dict]] = {}
+    for label, row in rows.items():
+        if row["curve"] and row["seeds"]:
+            curves.setdefault(row["curve"], {})[_share_of_users(row)] = row["metrics"][split][metric]
+        elif row["seeds"] and row["model"] != "UniSRec":
+            value = row["metrics"][split][metric]["mean"]
+            axes.axhline(value, color="gray", linestyle="dashed", linewidth=1)
+            axes.annotate(label, (0, value), (0, 2), textcoords="offset points", fontsize=7, color="dimgray")
+    shares = sorted({share for points in curves.values() for share in points})
+    for name, points in curves.items():
+        own = sorted(points)
+        means, errors = ([points[share][key] or 0 for share in own] for key in ("mean", "error"))
+        axes.errorbar([shares.index(share) for share in own], means, yerr=errors, marker="o", capsize=3, label=name)
+    axes.set_xticks(range(len(shares)), [f"{100 * share:g}%" for share in shares])
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _share_of_users(row):
+    """The share of the training users from which the model of a row has learned."""
+    given = row["given_settings"]
+    return 0.0 if given.get("epochs") == 0 else given.get("train_fraction", 1.0)
 
 
 def _draw_panel(axes, rows, split, metric):

@@ -72,6 +72,7 @@ def _of_row(row: Row, wanted: int, found: list[Finished], stale: int) -> dict[st
         "recipe": about.get("recipe"),
         "recipe_file": row.recipe or None,
         "pretrained": row.pretrained or None,
+        "curve": row.curve or None,
         "given_settings": found[0].record["description"]["given"] if found else row.settings,
         "text_encoder": about.get("text_encoder"),
         "protocol": {key: settings[key] for key in PROTOCOL if key in settings},

@@ -15,7 +15,7 @@ from common.errors import UserError
 from engine.settings import ROOT
 from experiments.plan import plan_runs, read_experiment
 from experiments.readme import fill
-from experiments.report import format_table, number, write_report
+from experiments.report import _draw_curves, format_table, number, write_report
 from experiments.store import Finished
 from experiments.summary import build_table
 from tests.experiments.test_compare import write_ranks
@@ -217,3 +217,24 @@ def test_readme_holds_what_the_committed_tables_say():
         text = file.read()
     assert len(re.findall("<!-- table", text)) == text.count("<!-- end of table -->")
     assert fill(text, ROOT) == text, "run `python experiments/readme.py`"
+
+
+def test_points_of_a_curve_are_drawn_over_the_share_of_users():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    def row(mean, curve="scratch", model="UniSRec", **given):
+        metrics = {"test": {"ndcg@10": {"mean": mean, "error": None}}}
+        return {"curve": curve, "model": model, "seeds": [1], "metrics": metrics, "given_settings": given}
+
+    rows = {"Text": row(0.05, None, "LastText"), "All": row(0.3), "None": row(0.1, epochs=0)}
+    rows |= {"Few": row(0.2, train_fraction=0.05), "Pre-trained": row(0.25, "pre-trained", train_fraction=0.05)}
+    figure, axes = pyplot.subplots()
+    _draw_curves(axes, rows, "test", "ndcg@10")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0%", "5%", "100%"]
+    drawn = {bars.get_label(): bars.lines[0].get_xydata().tolist() for bars in axes.containers}
+    assert drawn == {"scratch": [[0, 0.1], [1, 0.2], [2, 0.3]], "pre-trained": [[1, 0.25]]}
+    assert [text.get_text() for text in axes.texts] == ["Text"], "a row without training is a line"
+    pyplot.close(figure)
