@@ -31,13 +31,10 @@ from data import UniSRecDataset
 from data.dataset import SPLITS
 from data.features import feature_description
 from engine.checkpoint import changed_settings
-from engine.settings import ROOT
+from engine.settings import NO_EFFECT, ROOT
 
 _DIGITS = 10  # of an id. The probability that two of 10,000 runs have the same id is 1 in 20,000
 _CODE = ("unisrec.py", "baselines", "common", "data", "engine", "layers")
-# settings that do not change the result, and paths of files that are hashed by their content instead
-_NO_EFFECT = {"checkpoint_dir", "data_path", "pretrained", "ranks_file", "result_file", "resume"}
-_NO_EFFECT |= {"device", "gpu_id", "groups", "local_rank", "show_progress", "use_gpu"}
 _LENGTH = {"epochs", "save_step"}  # of a pre-training
 logger = logging.getLogger(__name__)
 
@@ -116,7 +113,7 @@ def _make_run(basis, start):
 def _basis(config, dataset):
     """Everything that determines the result, apart from the initial weights, as a str."""
     pretraining = config["train_stage"] == "pretrain"
-    left_out = _NO_EFFECT | (_LENGTH if pretraining else set())
+    left_out = NO_EFFECT | (_LENGTH if pretraining else set())
     settings = {key: value for key, value in config.plain().items() if key not in left_out}
     data = _data_hash(dataset, SPLITS[:1] if pretraining else SPLITS)
     return f"{json.dumps(settings, sort_keys=True)} {data} {_code_hash(config.model_class)}"

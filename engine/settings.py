@@ -32,6 +32,9 @@ COMMAND_PROPS = {  # the files of props/ that each command reads. A later file o
 STAGE_PROPS = {"inductive_ft": "inductive_ft.yaml"}  # further defaults of a stage of fine-tuning
 RECIPES = {"published": "published.yaml"}  # files of settings for --config_files, and for checkpoints of that recipe
 SHORT = {"-d": "dataset", "-m": "model", "-p": "pretrained", "-f": "fix_enc"}  # the same in every command
+# Settings that do not change the result of a run, and paths. What a path leads to is part of a run by its content
+NO_EFFECT = {"checkpoint_dir", "data_path", "pretrained", "ranks_file", "result_file", "resume"}
+NO_EFFECT |= {"device", "gpu_id", "groups", "local_rank", "show_progress", "use_gpu"}
 # keys that RecBole reads, but that have no default in its YAML files
 _RECBOLE_EXTRAS = {"reg_weight", "loss_type"}
 _RECBOLE_FILES = ("overall.yaml", "dataset/sample.yaml", "quick_start_config/sequential.yaml")

@@ -1,0 +1,87 @@
+"""A bundle: a model as a folder that can be shared. It holds weights and plain data, nothing pickled.
+
+    model.safetensors   the weights. Matrices in half precision, vectors in float32
+    config.json         stage, settings, text encoder, sources, versions, and the checksum of model.safetensors
+    README.md           the model card
+
+`engine.checkpoint.read_checkpoint` reads a bundle like a checkpoint file.
+"""
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from common.errors import UserError
+from common.files import file_sha256, read_json, staged_folder, write_json
+from engine.settings import NO_EFFECT, settle
+
+FORMAT = "unisrec-bundle-1"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+_KEYS = ("model", "train_stage", "epoch", "features", "item_tokens", "run")
+
+
+def write_bundle(folder: str, checkpoint: dict[str, Any], settings: dict[str, Any], card: str) -> None:
+    """Write a bundle. A model card that is already in the folder is kept.
+
+    Args:
+        folder: created if it is missing.
+        checkpoint: from `engine.checkpoint.read_checkpoint`.
+        settings: those of the checkpoint. Settings that say nothing about the model are left out.
+        card: the text of the model card.
+
+    Raises:
+        UserError: the folder is not writable.
+    """
+    # the whitening belongs to the catalogue that the model is used for
+    state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith("whitening.")}
+    config = {"format": FORMAT} | {key: checkpoint.get(key) for key in _KEYS}
+    command = "pretrain" if checkpoint.get("train_stage") == "pretrain" else "finetune"
+    known = settle(command, {}).settings.keys() - NO_EFFECT | {"dataset"}  # without those that only RecBole knows
+    config["settings"] = {key: value for key, value in settings.items() if key in known}
+    config["versions"] = {"python": platform.python_version(), "torch": importlib.metadata.version("torch")}
+    with staged_folder(folder) as staging:
+        with open(os.path.join(staging, WEIGHTS), "wb") as file:
+            file.write(save({name: _compact(tensor) for name, tensor in state.items()}))
+        config["sha256"] = file_sha256(os.path.join(staging, WEIGHTS))
+        write_json(os.path.join(staging, CONFIG), config)
+        if not os.path.exists(os.path.join(folder, CARD)):
+            with open(os.path.join(staging, CARD), "w", encoding="utf-8") as file:
+                file.write(card)
+
+
+def _compact(tensor):
+    """Half precision for matrices. Vectors are few and include the largest numbers, so they stay as they are."""
+    return (tensor.half() if tensor.dim() > 1 and tensor.is_floating_point() else tensor).contiguous()
+
+
+def read_bundle(folder: str) -> dict[str, Any]:
+    """Read a bundle as `engine.checkpoint.read_checkpoint` returns a checkpoint, with all weights in float32.
+
+    Raises:
+        UserError: a file is missing, damaged or of another format.
+    """
+    path = os.path.join(folder, CONFIG)
+    config = read_json(path)
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT or not isinstance(config.get("settings"), dict):
+        raise UserError(f"{path}: format {found!r}, expected {FORMAT!r}; write the bundle again")
+    weights = os.path.join(folder, WEIGHTS)
+    if not os.path.isfile(weights):
+        raise UserError(f"{weights}: no such file; the bundle is incomplete, copy or write it again")
+    with open(weights, "rb") as file:
+        content = file.read()
+    if file_sha256(weights) != config.get("sha256"):
+        raise UserError(
+            f"{weights}: its checksum is not the one in {CONFIG}; the file is damaged, copy or write it again"
+        )
+    try:
+        state = load(content)
+    except SafetensorError as error:
+        raise UserError(f"{weights}: cannot be read ({error}); copy or write it again") from None
+    state = {name: tensor.float() if tensor.dtype is torch.half else tensor for name, tensor in state.items()}
+    return {**{key: config.get(key) for key in _KEYS}, "config": config["settings"], "state_dict": state}
