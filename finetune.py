@@ -7,7 +7,7 @@ USAGE = """
 python finetune.py -d NAME [-p CHECKPOINT] [--key=value ...]
 
   -d, --dataset NAME        data set in dataset/downstream
-  -p, --pretrained FILE     checkpoint to start from (default: start from scratch)
+  -p, --pretrained PATH     checkpoint or bundle to start from (default: start from scratch)
   -f, --fix_enc true|false  freeze the pre-trained transformer (default: false; with the recipe of the paper: true)
   --config_files A,B        YAML files with settings of your own
 

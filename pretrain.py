@@ -68,7 +68,7 @@ def _pretrain(config, first_start):
     seconds since 1970). Without a restart, `first_start` is None.
     """
     from common.processes import from_main, is_main, rank
-    from engine.building import build_model, open_dataset, sequence_batches, set_seeds
+    from engine.building import build_model, open_dataset, sequence_batches, set_seeds, start_history
     from engine.checkpoint import adopt_settings, check_features, latest_of_run, load_weights, read_checkpoint
     from engine.reporting import report_settings, start_logging
     from engine.runs import identify
@@ -99,6 +99,8 @@ def _pretrain(config, first_start):
     if checkpoint:
         load_weights(model, checkpoint, resume)
         trainer.resume(checkpoint, resume)
+    else:
+        start_history(model, batches)
     trainer.fit(batches, save_step=config["save_step"])
     return path.format(epoch=config["epochs"])
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender.sasrec import SASRec
-from torch import Tensor
+from torch import Tensor, nn
 
 from layers.adaptor import MoEAdaptor
 from layers.encoder import AllPositions, RowsAsBatch
@@ -39,6 +39,7 @@ from layers.ranking import ranks_in_blocks
 from layers.whitening import DomainWhitening
 
 ID_LENGTH = 0.3  # root mean square length of spectral id embeddings. An adapted text has about the length 1
+STATE_START = 0.25  # at first, the transformer's state has this length, relative to that of the history mean
 STAGES = ("pretrain", "inductive_ft", "transductive_ft")
 
 
@@ -80,6 +81,8 @@ class UniSRec(AllPositions, SASRec):
             start=config["adaptor_start"],
         )
         self.history_mean = HistoryMean(self.max_seq_length) if config["history_mean"] else None
+        if self.history_mean is not None:  # an untrained transformer says nothing about the next item
+            nn.init.constant_(self.trm_encoder.layer[-1].feed_forward.LayerNorm.weight, STATE_START)
         with_bias = config["history_bias"] and not self.is_contrastive
         self.history_bias = HistoryBias(config["history_bias"]) if with_bias else None
         with_weights = config["item_to_item"] and self.train_stage == "transductive_ft"

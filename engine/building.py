@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.processes import gather, gather_objects, is_main, rank, world_size
+from common.processes import broadcast, gather, gather_objects, is_main, rank, world_size
 from data import SequenceBatches, UniSRecDataset
 from engine.config import Config
 from engine.fast_parts import use_fast_parts
@@ -74,3 +74,27 @@ def build_model(model_class: type[Model], config: Config, dataset: UniSRecDatase
     if world_size() > 1:
         model.gather = gather
     return model.to(config["device"])
+
+
+def start_history(model: Any, batches: SequenceBatches, *parts: str) -> None:
+    """Choose the first values of the parts for the history from about 2,000 predictions of the training data.
+
+    They have few values, which need few data, but more steps than there are in a training on few users. All processes
+    get the values of the main process.
+
+    Args:
+        model: parts that it does not have are skipped.
+        batches: the training batches.
+        parts: names of attributes of the model. Default: `history_bias` and `history_mean`.
+    """
+    found = [part for name in parts or ("history_bias", "history_mean") if (part := getattr(model, name, None))]
+    if not found:
+        return
+    batch = next(iter(batches))
+    batch = batch.split(-(-len(batch) // 2048))[0].to(next(model.parameters()).device)
+    training = model.training
+    model.eval()  # without dropout
+    for part in found:
+        part.start(batch, model.calculate_loss)
+    model.train(training)
+    broadcast(parameter.detach() for part in found for parameter in part.parameters())

@@ -16,6 +16,7 @@ from numpy._core.multiarray import scalar
 from common.errors import UserError
 from common.files import atomic_path
 from data.features import made_by_suffix
+from engine.bundle import read_bundle
 from engine.settings import RECIPES, check_predictions_per_row, props_file, read_yaml
 
 FORMAT = "unisrec-1"
@@ -36,7 +37,8 @@ SHAPE = (
 )  # fmt: skip
 # Parts that a user may add to a checkpoint without them. At first they do not change its scores.
 _ADDED = {key: f"{key}." for key in ("history_mean", "history_bias", "item_to_item")}  # -> beginning of its tensors
-_OF_THE_DATA = "whitening."  # tensors that follow from the text features. Every data set has its own
+_OF_THE_DATA = ("whitening.",)  # tensors that follow from the text features. Every data set has its own
+_OF_THE_SHOP = ("history_mean.",)  # what older interactions say about the next one differs between shops
 PUBLISHED = "published"  # the recipe of checkpoints that do not name theirs
 # settings of checkpoints that were saved before the settings existed
 _BEFORE = {"pretrain_loss": "contrastive", "train_fraction": 1.0, "holdout_items": 0.0}
@@ -76,7 +78,10 @@ def save_checkpoint(path, model, config, epoch, item_tokens=None, **more):
 
 
 def read_checkpoint(path):
-    """Read a checkpoint of this project, or one of the published code, onto the CPU.
+    """Read a checkpoint of this project, one of the published code, or a bundle, onto the CPU.
+
+    Args:
+        path (str): a file, or the folder of a bundle.
 
     Returns:
         dict: `state_dict` in this project's layout, `epoch`, `item_tokens` (None if the file has none), `config`, and
@@ -85,6 +90,8 @@ def read_checkpoint(path):
     Raises:
         UserError: the file is missing, damaged, or not a checkpoint.
     """
+    if os.path.isdir(path):
+        return read_bundle(path)
     if not os.path.isfile(path):
         folder = os.path.dirname(os.path.abspath(path))
         there = sorted(name for name in os.listdir(folder) if name.endswith(".pth")) if os.path.isdir(folder) else []
@@ -155,16 +162,16 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
 
 def _recipe_of(checkpoint):
     """The settings that follow from the recipe that a checkpoint names. Returns a dict."""
-    recipe = _stored_settings(checkpoint).get("recipe", PUBLISHED)
+    recipe = stored_settings(checkpoint).get("recipe", PUBLISHED)
     return read_yaml(props_file(RECIPES[recipe])) if recipe in RECIPES else {"recipe": recipe}
 
 
 def _shape_of(checkpoint, recipe):
     """The settings of `SHAPE` that follow from a checkpoint and the settings of its recipe: dict."""
-    stored, state = _stored_settings(checkpoint), checkpoint["state_dict"]
+    stored, state = stored_settings(checkpoint), checkpoint["state_dict"]
     found = {key: recipe[key] for key in ("whiten_texts", *_ADDED) if key in recipe}
     found |= {key: stored[key] for key in SHAPE if isinstance(stored.get(key), int | float | str)}
-    if not any(name.startswith(_ADDED["item_to_item"]) for name in state):
+    if not _has_part(checkpoint, _ADDED["item_to_item"]):
         found.pop("item_to_item", None)  # only the transductive stage has it, and the target may choose
     layers = {match[1] for match in map(_LAYER.match, state) if match}
     if layers:
@@ -175,7 +182,7 @@ def _shape_of(checkpoint, recipe):
     return found
 
 
-def _stored_settings(checkpoint):
+def stored_settings(checkpoint):
     """The settings that a checkpoint stores, as plain data or in RecBole's pickled Config. Returns a dict."""
     config = checkpoint.get("config")
     state = getattr(config, "state", None) if isinstance(config, Inert) else {"final_config_dict": config}
@@ -200,7 +207,7 @@ def check_features(checkpoint: dict, features, path: str) -> None:
     then, now, file = checkpoint.get("features"), features.description, features.paths[0]
     if not isinstance(then, dict):
         then = {"width": checkpoint["state_dict"].get(_SIZES[_WIDTH][0], torch.empty(0, 0)).shape[-1] or None}
-        then |= made_by_suffix(_stored_settings(checkpoint).get("plm_suffix"))
+        then |= made_by_suffix(stored_settings(checkpoint).get("plm_suffix"))
     if "encoder" not in then or "encoder" not in now:
         without = path if "encoder" not in then else file
         logger.info("%s does not say which encoder made its text features; the encoders are not compared", without)
@@ -289,7 +296,8 @@ def load_weights(model, checkpoint, path, item_tokens=None):
     - A checkpoint without an id embedding may be loaded into the transductive stage. The id embedding of the model then
       keeps its initial weights.
     - A checkpoint without the parts of `_ADDED` may be loaded into a model with them. They then start without effect.
-    - The whitening of the texts is not loaded. It belongs to the catalogue of the data set.
+    - The whitening of the texts is not loaded. It belongs to the catalogue of the data set. Nor is the history
+      mean, if a pre-trained model is loaded for fine-tuning. Its weights belong to the source shops.
 
     Args:
         model (torch.nn.Module): gets the weights.
@@ -301,8 +309,11 @@ def load_weights(model, checkpoint, path, item_tokens=None):
     Raises:
         UserError: a tensor is missing, left over or of another shape, or the items differ.
     """
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_OF_THE_DATA)}
-    state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(_OF_THE_DATA)}
+    is_transfer = checkpoint.get("train_stage") == "pretrain" and model.train_stage != "pretrain"
+    # a part that the checkpoint does not have is handled below
+    kept = _OF_THE_DATA + tuple(part for part in _OF_THE_SHOP if is_transfer and _has_part(checkpoint, part))
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(kept)}
+    state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(kept)}
     optional = ("item_embedding.weight", *_ADDED.values())
     new = {name for name in own if name.startswith(optional) and name not in state}
     if "item_embedding.weight" in state and "item_embedding.weight" not in own:
@@ -319,6 +330,10 @@ def load_weights(model, checkpoint, path, item_tokens=None):
         getattr(model, part).switch_off()
     new_names = f"; new: {', '.join(sorted(new))}" if new else ""
     logger.info("loaded %s tensors from %s%s", len(state), path, new_names)
+
+
+def _has_part(checkpoint, part):
+    return any(name.startswith(part) for name in checkpoint["state_dict"])
 
 
 def _difference(state, own, missing, unexpected, reshaped):

@@ -9,7 +9,7 @@ from recbole.data.utils import get_dataloader
 from baselines import entry
 from common.files import check_can_write
 from common.processes import is_main, rank
-from engine.building import build_model, open_dataset, sequence_batches, set_seeds
+from engine.building import build_model, open_dataset, sequence_batches, set_seeds, start_history
 from engine.checkpoint import adopt_settings, check_features, load_weights, read_checkpoint
 from engine.evaluate import Evaluation
 from engine.groups import format_groups, group_metrics
@@ -38,18 +38,53 @@ def finetune(config):
             check_features(checkpoint, dataset.features, config["pretrained"])
         model = build_model(config.model_class, config, dataset)
         tokens = dataset.item_names() if config["train_stage"] == "transductive_ft" else None
-        if checkpoint:
-            load_weights(model, checkpoint, config["pretrained"], tokens)
-            if config["fix_enc"]:
-                model.freeze_encoder()
-        if not checkpoint or "item_embedding.weight" not in checkpoint["state_dict"]:
-            model.start_ids(dataset.sequences("train"))
         evaluation = Evaluation(config, dataset)
         batches = _training_batches(config, dataset, evaluation)
         run = identify(config, dataset, checkpoint)
+    with watch("evaluate"):
+        start = _start(config, model, dataset, batches, evaluation, checkpoint, tokens)
     name = f"{config['model']}-{config['dataset']}-{config['train_stage']}-{config['seed']}"
     name += ("-pretrained" if checkpoint else "") + ("-evaluated" if config["epochs"] == 0 else "")
-    return train_and_test(config, model, batches, evaluation, name, run, watch, tokens)
+    return train_and_test(config, model, batches, evaluation, name, run, watch, tokens, start)
+
+
+def _has_ids(checkpoint):
+    """Whether a checkpoint has id embeddings, so that it belongs to one catalogue."""
+    return "item_embedding.weight" in checkpoint["state_dict"]
+
+
+def _start(config, model, dataset, batches, evaluation, checkpoint, tokens):
+    """Choose the initial weights: those of the checkpoint, else new ones with what a look at the data says.
+
+    A warning is logged if the weights of the checkpoint are worse than new ones.
+
+    Returns:
+        dict: the metrics of the initial weights on valid.
+    """
+    show, metric, learns = bool(config["show_progress"]), config["valid_metric"].lower(), config["epochs"] > 0
+    own = checkpoint and _has_ids(checkpoint)  # the checkpoint was trained on this catalogue
+    if not own:
+        model.start_ids(dataset.sequences("train"))
+        if learns:
+            start_history(model, batches)
+        untrained = evaluation(model, "valid", show)
+        if not checkpoint:
+            return untrained
+    load_weights(model, checkpoint, config["pretrained"], tokens)
+    if config["fix_enc"]:
+        model.freeze_encoder()
+    if learns and model.item_to_item is not None:
+        model.item_to_item.switch_off()  # the model learns without these logits
+    if learns and checkpoint.get("train_stage") == "pretrain":
+        start_history(model, batches, "history_mean")
+    metrics = evaluation(model, "valid", show)
+    if not own and (untrained[metric] > metrics[metric]) == config["valid_metric_bigger"]:
+        logger.warning(
+            "warning: %s has %s %.4f on valid, new weights have %.4f: this pre-training does not help here; compare "
+            "with a training from scratch, without -p",
+            config["pretrained"], metric, metrics[metric], untrained[metric],
+        )  # fmt: skip
+    return metrics
 
 
 def run_baseline(config):
@@ -65,6 +100,7 @@ def run_baseline(config):
         # before the model: BERT4Rec's loader defines fields that its model reads
         batches = _training_batches(config, dataset, evaluation)
         model = build_model(config.model_class, config, evaluation.parts["train"])  # some models read the training rows
+        start_history(model, batches)
         run = identify(config, dataset)
     name = f"{config['model']}-{config['dataset']}-{config['seed']}"
     return train_and_test(config, model, batches, evaluation, name, run, watch, dataset.item_names())
@@ -77,8 +113,10 @@ def _training_batches(config, dataset, evaluation):
     return get_dataloader(config, "train")(config, evaluation.parts["train"], evaluation.sampler, shuffle=True)
 
 
-def train_and_test(config, model, batches, evaluation, name, run, watch, item_tokens):
+def train_and_test(config, model, batches, evaluation, name, run, watch, item_tokens, start=None):
     """Train with validation, test the best epoch, write the result file. Returns the result, dict.
+
+    `start` holds the metrics on valid of the weights of a checkpoint. They are the result if no epoch is better.
 
     The file names are `name`-ID, where ID is the id of `run` (an `engine.runs.Run`). No other run has these file names.
     """
@@ -88,14 +126,11 @@ def train_and_test(config, model, batches, evaluation, name, run, watch, item_to
     if config["ranks_file"]:
         check_can_write(config["ranks_file"])
     set_seeds(config["seed"], rank())
-    progress = Progress()
+    progress = Progress(best_metrics=start)
     if config["epochs"] > 0:
-        has_item_to_item = getattr(model, "item_to_item", None) is not None
-        if has_item_to_item:
-            model.item_to_item.switch_off()  # of a checkpoint: the model learns without it
         trainer = Trainer(config, model, path, item_tokens, run)
-        progress = trainer.fit(batches, lambda model: evaluation(model, "valid", show))
-        if has_item_to_item:
+        progress = trainer.fit(batches, lambda model: evaluation(model, "valid", show), start=start)
+        if getattr(model, "item_to_item", None) is not None:
             with watch("evaluate"):
                 progress.best_metrics = add_item_to_item(model, evaluation)
             trainer.save(path, optimizer=False, epoch=progress.best_epoch)
@@ -139,7 +174,7 @@ def _groups(config, evaluation, table):
 
 def _settle_stage(config, checkpoint):
     """Without training, a checkpoint without id embeddings is evaluated in the inductive stage."""
-    if config["epochs"] == 0 and "item_embedding.weight" not in checkpoint["state_dict"]:
+    if config["epochs"] == 0 and not _has_ids(checkpoint):
         if config["train_stage"] != "inductive_ft":
             logger.info("%s has no id embeddings: evaluating on text alone", config["pretrained"])
         config["train_stage"] = "inductive_ft"

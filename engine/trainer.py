@@ -104,6 +104,7 @@ class Trainer:
         batches: Any,
         validate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
         save_step: int | None = None,
+        start: dict[str, float] | None = None,
     ) -> Progress:
         """Train until the last epoch, or until validation no longer improves.
 
@@ -113,6 +114,7 @@ class Trainer:
             validate: a function that computes the metrics on valid. It is called every `eval_step` epochs and after the
                 last epoch. The weights of the best epoch are saved, and loaded into the model at the end.
             save_step: without `validate`, a checkpoint is saved every `save_step` epochs and after the last epoch.
+            start: the metrics of the initial weights on valid, as epoch 0. If no epoch is better, they are the result.
 
         Raises:
             UserError: the training would replace a checkpoint of another run, a file cannot be written, or the loss is
@@ -124,6 +126,8 @@ class Trainer:
             check_files(self._files_to_replace(save_step), self.run, self.config)
         self.tensorboard = _open_tensorboard(self.config, self.path)
         with self.preemption:
+            if start is not None:
+                self._record(start)
             self._fit(batches, validate, save_step)
         if self.progress.best_epoch not in (None, self.progress.epoch):
             self._load_best()
@@ -140,13 +144,21 @@ class Trainer:
                 if self._saves_after(epoch + 1, save_step):
                     self.save(self._epoch_path(epoch + 1))
             elif epoch + 1 == last or (epoch + 1) % self.config["eval_step"] == 0:
-                start = time.perf_counter()
-                metrics = validate(self.model)
-                self.progress.valid_seconds += time.perf_counter() - start
-                if self._is_best(epoch, metrics):
-                    self.save(self.path, optimizer=False)
-                elif self.progress.waited >= self.config["stopping_step"]:
+                self._validate(validate)
+                if self.progress.waited >= self.config["stopping_step"]:
                     break
+
+    def _validate(self, validate):
+        """Evaluate the weights of the last completed epoch on valid."""
+        start = time.perf_counter()
+        metrics = validate(self.model)
+        self.progress.valid_seconds += time.perf_counter() - start
+        self._record(metrics)
+
+    def _record(self, metrics):
+        """Record the metrics on valid of the last completed epoch. Save the weights if they are the best so far."""
+        if self._is_best(metrics):
+            self.save(self.path, optimizer=False)
 
     def _load_best(self):
         """Load the weights of the best epoch. The main process reads the file and sends the weights to the others."""
@@ -186,14 +198,14 @@ class Trainer:
         self.progress.train_seconds += seconds
         if must_stop:
             self._save_and_exit()
-        self._report(epoch, {"loss": loss, "predictions per second": seen / seconds})
+        self._report(epoch + 1, {"loss": loss, "predictions per second": seen / seconds})
         return loss
 
     def _save_and_exit(self):
         """Exit after SIGTERM. A training without validation first saves a checkpoint from which it can be continued."""
         where = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch}"
         if "{epoch}" not in self.path:
-            best = f"the best epoch so far is in {self.path}" if self.progress.best_epoch else "nothing is saved yet"
+            best = f"the best epoch so far is in {self.path}" if self.progress.best_metrics else "nothing is saved yet"
             logger.info("stopped by SIGTERM in %s; %s", where, best)
             raise SystemExit(PREEMPTED)
         path = self._epoch_path(_STOPPED.format(epoch=self.progress.epoch))
@@ -276,28 +288,29 @@ class Trainer:
         if self.device.type == "cuda" and "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"], self.device)
 
-    def _is_best(self, epoch, metrics):
+    def _is_best(self, metrics):
         """Record an evaluation. Returns whether its unrounded score is better than all previous scores."""
+        epoch = self.progress.epoch
         score = metrics[self.config["valid_metric"].lower()]
         score = score if self.config["valid_metric_bigger"] else -score
         self._report(epoch, metrics, "valid")
         if not score > self.progress.best_score:
             self.progress.waited += 1
             return False
-        self.progress.best_score, self.progress.best_epoch, self.progress.waited = score, epoch + 1, 0
+        self.progress.best_score, self.progress.best_epoch, self.progress.waited = score, epoch, 0
         self.progress.best_metrics = metrics
         return True
 
     def _report(self, epoch, values, what="train"):
         logger.info(
             "epoch %d  %s  %s",
-            epoch + 1,
+            epoch,
             what,
             "  ".join(f"{k} {v:.4f}" if abs(v) < 100 else f"{k} {v:,.0f}" for k, v in values.items()),
         )
         if self.tensorboard:
             for name, value in values.items():
-                self.tensorboard.add_scalar(f"{what}/{name}", value, epoch + 1)
+                self.tensorboard.add_scalar(f"{what}/{name}", value, epoch)
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
@@ -331,7 +344,9 @@ class Trainer:
             more.update(optimizer=self.optimizer.state_dict(), generators=gather_objects(self._generators()))
         if not is_main():
             return
-        save_checkpoint(path, self.model, self.config, epoch or self.progress.epoch, self.item_tokens, **more)
+        save_checkpoint(
+            path, self.model, self.config, self.progress.epoch if epoch is None else epoch, self.item_tokens, **more
+        )
         logger.info("saved %s", path)
 
     def resume(self, checkpoint: Mapping, path: str) -> None:

@@ -18,6 +18,8 @@ from layers.logits import SparseLogits
 # the entries of a weight matrix, so they are stored divided by these numbers.
 BIAS_STEP = 300.0  # logits: with the default learning rate of 0.001, a step moves them by at most about 0.3
 MEAN_STEP = 30.0  # weights of a mean and their logarithms
+DECAYS = (0.7, 0.3, 0.4, 0.5, 0.6, 0.8, 0.9, 1.0)  # from which `HistoryMean.start` chooses. The first is the default
+PRIOR_REPEATS = 5.0  # how many repeats count as few
 
 
 def history_entries(items: Sequence[Tensor], scored: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,6 +84,41 @@ class HistoryBias(nn.Module):
         rows, ids, recencies = history_entries(batch.items, batch.scored)
         return SparseLogits(rows, columns(ids), self(recencies))
 
+    @torch.no_grad()
+    def start(self, batch: Any, loss: Callable[[Any], Tensor], rounds: int = 3) -> None:
+        """Choose the values so that a batch has about as many repeats as the model expects.
+
+        A repeat is a target that is in the history. With few users, training is over before the bias has been learned.
+
+        First all recencies get one value, for which the expected number of repeats is the true one. Then each recency
+        gets its own value. A recency with few repeats, true and expected, stays close to the common value.
+
+        The expected number follows from the loss of any model: the derivative of a mean cross entropy with respect to a
+        bias is the expected number minus the true one, divided by the number of predictions.
+
+        Args:
+            batch: a `SequenceBatch`, or another batch with `items`, `scored`, `targets` and `weights`.
+            loss: the mean cross entropy of the model with this bias, without dropout.
+            rounds: rounds of the search for the common value. One is not exact, because probabilities vary.
+        """
+        rows, ids, recencies = history_entries(batch.items, batch.scored)
+        weights = torch.ones(len(batch.targets), device=ids.device) if batch.weights is None else batch.weights
+        weights = weights * (len(weights) / weights.sum())  # [P], 1 on average
+        repeats = torch.zeros_like(self.weight)  # [size], number of repeats by recency
+        is_repeat = weights[rows] * (ids == batch.targets[rows])
+        repeats.index_add_(0, recencies.clamp(max=len(repeats) - 1), is_repeat)
+
+        def expected():
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(loss(batch), self.weight)
+            return (gradient * len(weights) / BIAS_STEP + repeats).clamp(min=0)  # [size]
+
+        rate = (repeats.sum() + 0.5) / (len(rows) + 1)
+        for _ in range(rounds):
+            change = rate.logit() - (expected().sum() / len(rows)).logit(eps=1e-9)
+            self.weight.add_(change / BIAS_STEP)
+        self.weight.add_(((repeats + PRIOR_REPEATS) / (expected() + PRIOR_REPEATS)).log() / BIAS_STEP)
+
 
 class HistoryMean(nn.Module):
     """The mean of the items of the history, with a learned weight for each recency. It is added to the state.
@@ -94,16 +131,35 @@ class HistoryMean(nn.Module):
         decay: initial ratio of the weight of an item to that of the next newer one.
     """
 
-    def __init__(self, max_length: int, decay: float = 0.7):
+    def __init__(self, max_length: int, decay: float = DECAYS[0]):
         super().__init__()
-        # no weight is so small at first that it cannot grow
-        recencies = torch.arange(float(max_length)).clamp(max=12)
-        self.recency = nn.Parameter(math.log(decay) * recencies / MEAN_STEP)
+        self.recency = nn.Parameter(torch.empty(max_length))
         self.weight = nn.Parameter(torch.tensor(1 / MEAN_STEP))
+        with torch.no_grad():
+            self._set_decay(decay)
 
     def switch_off(self) -> None:
         """Set w to 0. It can still be learned."""
         nn.init.zeros_(self.weight)
+
+    @torch.no_grad()
+    def start(self, batch: Any, loss: Callable[[Any], Tensor]) -> None:
+        """Choose the decay with the lowest loss on a batch.
+
+        Args:
+            batch: a training batch.
+            loss: the loss of the model with this mean, without dropout.
+        """
+        losses = []
+        for decay in DECAYS:
+            self._set_decay(decay)
+            losses.append(loss(batch).item())
+        self._set_decay(DECAYS[losses.index(min(losses))])
+
+    def _set_decay(self, decay):
+        # no weight is so small that it cannot grow
+        recencies = torch.arange(float(len(self.recency)), device=self.recency.device).clamp(max=12)
+        self.recency.copy_(math.log(decay) * recencies / MEAN_STEP)
 
     def scored(self, vectors: Sequence[Tensor], scored: Sequence[Tensor]) -> Tensor:
         """The means up to the scored positions: per bucket float [B, L, H] and int64 [P_b] -> float [P, H]."""

@@ -3,12 +3,15 @@
 import os
 
 import pytest
+import torch
 
 import finetune
 import pretrain
 import run_baseline
 from common.files import read_json
 from engine.checkpoint import read_checkpoint
+from engine.evaluate import Evaluation
+from layers.history import MEAN_STEP
 from tests.conftest import SMALL, write_mix, write_tiny
 
 
@@ -119,3 +122,36 @@ def test_a_checkpoint_without_id_is_not_replaced(data, refused, tmp_path):
     message = refused(pretrain.main, *command)
     assert message.startswith(f"{tmp_path}/UniSRec-Mix-1.pth: belongs to another run (it holds no run id) and would be")
     assert os.listdir(tmp_path) == ["UniSRec-Mix-1.pth"]
+
+
+def test_the_start_is_the_result_if_training_only_harms(tuned, tmp_path):
+    """Also of a training from scratch, which starts with what a look at the data says."""
+    for options in ([], ["--train_stage=inductive_ft"]):
+        names = tuned("--epochs=2", "--learning_rate=0.5", "--item_to_item=0", *options)
+        (name,) = (name for name in names if name.endswith(".json") and ("inductive" in name) == bool(options))
+        result = read_json(str(tmp_path / name))
+        assert (result["best_epoch"], result["epochs"]) == (0, 2)
+        state = read_checkpoint(result["checkpoint"])["state_dict"]
+        assert state["history_bias.weight"].any(), "chosen from the data"
+
+
+def test_the_history_mean_of_a_pretraining_belongs_to_its_shops(tuned, two_checkpoints, tmp_path):
+    content = torch.load(two_checkpoints[0], weights_only=True)
+    content["state_dict"]["history_mean.weight"].fill_(123.0)
+    content["state_dict"]["history_bias.weight"].fill_(-0.5)
+    torch.save(content, tmp_path / "changed.pth")
+    tuned("-p", str(tmp_path / "changed.pth"), "--epochs=1", "--learning_rate=1e-9", "--train_stage=inductive_ft")
+    (path,) = tmp_path.glob("*-pretrained-*.pth")
+    state = read_checkpoint(str(path))["state_dict"]
+    assert state["history_mean.weight"].item() == pytest.approx(1 / MEAN_STEP, rel=1e-3)
+    torch.testing.assert_close(state["history_bias.weight"], torch.full((8,), -0.5), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("new", "loaded"), [(0.3, 0.2), (0.2, 0.2), (0.2, 0.3)])
+def test_a_warning_where_pretraining_harms(tuned, two_checkpoints, capsys, monkeypatch, new, loaded):
+    values = [new, loaded]
+    monkeypatch.setattr(Evaluation, "__call__", lambda *_: {"ndcg@10": values.pop(0)})
+    tuned("-p", two_checkpoints[0], "--epochs=0")
+    told = [line for line in capsys.readouterr().err.splitlines() if "does not help here" in line]
+    assert len(told) == (new > loaded) and values == []
+    assert all(f"{two_checkpoints[0]} has ndcg@10 0.2000 on valid, new weights have 0.3000" in line for line in told)

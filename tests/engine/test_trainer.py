@@ -87,6 +87,16 @@ def test_training_stops_after_exactly_so_many_evaluations_without_gain(tmp_path,
     assert read_checkpoint(trainer.path)["epoch"] == best
 
 
+@pytest.mark.parametrize(("start", "best"), [(0.5, 0), (0.3, 0), (0.2, 2)])
+def test_the_initial_weights_are_kept_if_no_epoch_is_better(tmp_path, start, best):
+    trainer, script = line_trainer(tmp_path, stopping_step=2), Script(0.1, 0.3, 0.3, 0.3)
+    progress = trainer.fit([Batch()], script, start={"ndcg@10": start})
+    assert (progress.best_epoch, progress.best_score, trainer.model.value.item()) == (best, max(start, 0.3), best)
+    content = read_checkpoint(trainer.path)
+    assert (content["epoch"], content["state_dict"]["value"].item()) == (best, best)
+    assert script.seen == list(range(1, best + 3)), "stops two evaluations after the best one"
+
+
 def test_training_ends_with_the_last_epoch(tmp_path):
     trainer, script = line_trainer(tmp_path, epochs=4), Script(0.1, 0.2, 0.3, 0.4)
     assert trainer.fit([Batch()], script).best_epoch == 4

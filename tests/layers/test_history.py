@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from layers.history import BIAS_STEP, MEAN_STEP, HistoryBias, HistoryMean, history_entries
+from data.batches import SequenceBatch
+from layers.history import BIAS_STEP, DECAYS, MEAN_STEP, HistoryBias, HistoryMean, history_entries
 
 # histories [7], [7 8 7], [8 8], [5 6]; the first bucket has two sequences with three scored positions
 ITEMS = [torch.tensor([[7, 8, 7], [8, 8, 0]]), torch.tensor([[5, 6]])]
@@ -106,3 +107,81 @@ def test_at_first_the_mean_decays_and_has_the_length_of_a_state():
     assert (layer.last(vectors, torch.tensor([50])) == 0).all()
     layer.last(vectors, torch.tensor([50])).sum().backward()
     assert layer.weight.grad != 0, "it can still be learned"
+
+
+# -- first values from data -------------------------------------------------------------------------------------------
+
+
+def batch_with_repeats(shares, weights=False, users=400, length=6):
+    """Sequences of distinct items. After the last one, the item of recency k follows with the probability shares[k]."""
+    generator = torch.Generator().manual_seed(3)
+    items = torch.stack([torch.randperm(20, generator=generator)[:length] + 1 for _ in range(users)])
+    scored = torch.arange(users) * length + length - 1
+    chosen = torch.multinomial(torch.tensor([*shares, 1 - sum(shares)]), users, True, generator=generator)
+    repeated = items.flip(1).gather(1, chosen.clamp(max=length - 1)[:, None])[:, 0]
+    targets = torch.where(chosen < len(shares), repeated, 21)  # item 21 is in no history
+    counts = 1.0 + torch.arange(users) % 3 if weights else None
+    return SequenceBatch([items], [scored], targets, counts, torch.arange(users))
+
+
+def loss_with(bias, scale=2.0):
+    """A model that prefers newer items of the history: its logits are -scale times the recency, and 0 elsewhere."""
+
+    def logits(batch):
+        rows, ids, recencies = history_entries(batch.items, batch.scored)
+        plain = torch.zeros(len(batch), 22).index_put((rows, ids), 3 - scale * recencies)
+        return bias.logits(batch).add_to(plain)
+
+    def loss(batch):
+        losses = F.cross_entropy(logits(batch), batch.targets, reduction="none")
+        return losses.mean() if batch.weights is None else (losses * batch.weights).sum() / batch.weights.sum()
+
+    return loss, logits
+
+
+def repeats_by_recency(batch, probabilities):
+    """The sum of the probabilities of the items of the history, by recency."""
+    rows, ids, recencies = history_entries(batch.items, batch.scored)
+    weights = torch.ones(len(batch)) if batch.weights is None else batch.weights / batch.weights.mean()
+    return torch.zeros(6).index_add(0, recencies, weights[rows] * probabilities[rows, ids])
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("shares", [[0.3, 0.2, 0.1, 0.05, 0.05, 0.05], [0.2] * 4])
+def test_the_bias_starts_with_the_repeats_of_the_data(shares, weights):
+    batch, bias = batch_with_repeats(shares, weights), HistoryBias(6)
+    loss, logits = loss_with(bias)
+    common = {}
+    for value in range(-6, 7):
+        bias.weight.data.fill_(value / BIAS_STEP)
+        common[value] = loss(batch).item()
+    bias.switch_off()
+    bias.start(batch, loss)
+    expected = repeats_by_recency(batch, logits(batch).softmax(1)).sum().item()
+    assert expected == pytest.approx(
+        repeats_by_recency(batch, F.one_hot(batch.targets, 22).float()).sum().item(), rel=0.2
+    )
+    assert loss(batch).item() < min(common.values()) - 0.05, "better than the best value for all recencies"
+
+
+def test_the_bias_of_data_without_repeats_is_low_at_all_recencies():
+    batch, bias = batch_with_repeats([0.0] * 6), HistoryBias(8)
+    loss, _ = loss_with(bias)
+    bias.start(batch, loss)
+    assert bias.values().max() < -4 and bias.values().min() > -20
+    lucky = SequenceBatch(batch.items, batch.scored, batch.targets.clone(), None, batch.users)
+    lucky.targets[0] = lucky.items[0][0, 2]  # one repeat, of recency 3, which the model hardly expects
+    other = HistoryBias(8)
+    other.start(lucky, loss_with(other)[0])
+    assert other.values()[3] < -3, "one repeat does not outweigh 400 predictions"
+    assert other.values()[6:].tolist() == pytest.approx([other.values()[6].item()] * 2), "no history is so long"
+
+
+def test_the_mean_starts_with_the_decay_that_fits_best():
+    mean = HistoryMean(5)
+    for wanted in DECAYS:
+        decay = torch.tensor(wanted).log()
+        mean.start(None, lambda _, decay=decay: (mean.recency[1] * MEAN_STEP - decay).abs())
+        torch.testing.assert_close(mean.recency * MEAN_STEP, decay * torch.arange(5.0))
+    mean.start(None, lambda _: torch.tensor(1.0))
+    torch.testing.assert_close(mean.recency, HistoryMean(5).recency), "the default, if all are equal"
