@@ -1,8 +1,10 @@
 """A bundle: a model as a folder that can be shared. It holds weights and plain data, nothing pickled.
 
-    model.safetensors   the weights. Matrices in half precision, vectors in float32
+    model.safetensors   the weights
     config.json         stage, settings, text encoder, sources, versions, and the checksum of model.safetensors
     README.md           the model card
+    items.parquet       the items of a fine-tuned model: id, text, and how often each occurs in the training data
+    items.safetensors   their representations, in the same order
 
 `engine.checkpoint.read_checkpoint` reads a bundle like a checkpoint file.
 """
@@ -12,41 +14,57 @@ import os
 import platform
 from typing import Any
 
+import polars as pl
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from common.files import file_sha256, read_json, staged_folder, write_json
-from engine.settings import NO_EFFECT, settle
+from engine.settings import NO_EFFECT, command_files, read_yaml
 
 FORMAT = "unisrec-bundle-1"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+ITEMS, VECTORS = "items.parquet", "items.safetensors"
 _KEYS = ("model", "train_stage", "epoch", "features", "item_tokens", "run")
 
 
-def write_bundle(folder: str, checkpoint: dict[str, Any], settings: dict[str, Any], card: str) -> None:
+def write_bundle(
+    folder: str,
+    checkpoint: dict[str, Any],
+    settings: dict[str, Any],
+    card: str,
+    items: tuple[pl.DataFrame, torch.Tensor] | None = None,
+) -> None:
     """Write a bundle. A model card that is already in the folder is kept.
+
+    A model without items of its own was pre-trained for other shops. Its matrices are stored in half precision, and
+    without the whitening, which belongs to the catalogue of a shop.
 
     Args:
         folder: created if it is missing.
         checkpoint: from `engine.checkpoint.read_checkpoint`.
         settings: those of the checkpoint. Settings that say nothing about the model are left out.
         card: the text of the model card.
+        items: the columns `id`, `text` and `count`, and the representations of the items, float32 [N, H].
 
     Raises:
         UserError: the folder is not writable.
     """
-    # the whitening belongs to the catalogue that the model is used for
-    state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith("whitening.")}
+    state = checkpoint["state_dict"]
+    if items is None:
+        state = {name: _compact(tensor) for name, tensor in state.items() if not name.startswith("whitening.")}
     config = {"format": FORMAT} | {key: checkpoint.get(key) for key in _KEYS}
     command = "pretrain" if checkpoint.get("train_stage") == "pretrain" else "finetune"
-    known = settle(command, {}).settings.keys() - NO_EFFECT | {"dataset"}  # without those that only RecBole knows
+    known = {"dataset"}.union(*(read_yaml(file) for file in command_files(command))) - NO_EFFECT
     config["settings"] = {key: value for key, value in settings.items() if key in known}
     config["versions"] = {"python": platform.python_version(), "torch": importlib.metadata.version("torch")}
     with staged_folder(folder) as staging:
-        with open(os.path.join(staging, WEIGHTS), "wb") as file:
-            file.write(save({name: _compact(tensor) for name, tensor in state.items()}))
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, os.path.join(staging, WEIGHTS))
+        if items is not None:
+            table, vectors = items
+            table.write_parquet(os.path.join(staging, ITEMS))
+            save_file({"vectors": vectors.contiguous()}, os.path.join(staging, VECTORS))
         config["sha256"] = file_sha256(os.path.join(staging, WEIGHTS))
         write_json(os.path.join(staging, CONFIG), config)
         if not os.path.exists(os.path.join(folder, CARD)):
@@ -56,7 +74,7 @@ def write_bundle(folder: str, checkpoint: dict[str, Any], settings: dict[str, An
 
 def _compact(tensor):
     """Half precision for matrices. Vectors are few and include the largest numbers, so they stay as they are."""
-    return (tensor.half() if tensor.dim() > 1 and tensor.is_floating_point() else tensor).contiguous()
+    return tensor.half() if tensor.dim() > 1 and tensor.is_floating_point() else tensor
 
 
 def read_bundle(folder: str) -> dict[str, Any]:
@@ -73,14 +91,12 @@ def read_bundle(folder: str) -> dict[str, Any]:
     weights = os.path.join(folder, WEIGHTS)
     if not os.path.isfile(weights):
         raise UserError(f"{weights}: no such file; the bundle is incomplete, copy or write it again")
-    with open(weights, "rb") as file:
-        content = file.read()
     if file_sha256(weights) != config.get("sha256"):
         raise UserError(
             f"{weights}: its checksum is not the one in {CONFIG}; the file is damaged, copy or write it again"
         )
     try:
-        state = load(content)
+        state = load_file(weights)
     except SafetensorError as error:
         raise UserError(f"{weights}: cannot be read ({error}); copy or write it again") from None
     state = {name: tensor.float() if tensor.dtype is torch.half else tensor for name, tensor in state.items()}

@@ -78,11 +78,12 @@ class DomainWhitening(nn.ModuleList):
     """A `Whitening` for each domain, with the statistics of its items.
 
     Args:
-        tables: the text vectors of each domain, float [N_d, D].
+        tables: the text vectors of each domain, float [N_d, D]. Without rows, the statistics are loaded afterwards.
     """
 
     def __init__(self, tables: Sequence[Tensor]):
-        super().__init__(Whitening(table.size(1)).fit(table) for table in tables)
+        layers = [Whitening(table.size(1)) for table in tables]
+        super().__init__(layer.fit(table) if len(table) else layer for layer, table in zip(layers, tables, strict=True))
         # the first id of the next domain. A buffer moves to the GPU with the model
         self.register_buffer("_ends", torch.tensor([len(table) for table in tables]).cumsum(0) + 1, persistent=False)
 

@@ -1,1 +1,1 @@
-"""Models in use: bundles."""
+"""Models in use: bundles and recommendations from them."""

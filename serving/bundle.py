@@ -1,15 +1,25 @@
 """Write a checkpoint as a bundle, a folder that can be shared: python -m serving.bundle -p CHECKPOINT --out FOLDER
 
-`engine.bundle` describes the files. `finetune.py -p FOLDER` starts from a bundle.
+A fine-tuned model needs its data set, with `-d NAME`. The bundle then holds the items, and `serving.recommender`
+recommends them. A pre-trained model is shared without items. `engine.bundle` describes the files. `finetune.py -p FOLDER`
+starts from a bundle.
 """
 
 import argparse
 import os
 from typing import Any
 
+import numpy as np
+import polars as pl
+import torch
+
 from common.errors import UserError, run_command
-from engine.bundle import CARD, CONFIG, WEIGHTS, write_bundle
-from engine.checkpoint import read_checkpoint, stored_settings
+from dataset.preprocessing.encode_text import load_dataset_texts
+from engine.building import build_model, open_dataset
+from engine.bundle import write_bundle
+from engine.checkpoint import adopt_settings, check_features, load_weights, read_checkpoint, stored_settings
+from engine.config import build_config
+from unisrec import UniSRec
 
 _CARD = """---
 library_name: unisrec
@@ -38,6 +48,8 @@ def main(argv: list[str]) -> None:
     """Run the command. It is described at the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-p", "--pretrained", metavar="CHECKPOINT", required=True, help="of pretrain.py or finetune.py")
+    parser.add_argument("-d", "--dataset", metavar="NAME", help="data set whose items the bundle holds")
+    parser.add_argument("--data_path", metavar="DIR", help="folder of the data sets (default: dataset/downstream)")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="folder of the bundle; its model card is kept")
     options = parser.parse_args(argv)
     checkpoint = read_checkpoint(options.pretrained)
@@ -47,9 +59,41 @@ def main(argv: list[str]) -> None:
             f"{options.pretrained}: does not say its settings or its text encoder, as all checkpoints of the published "
             "code; a bundle needs them, so pre-train or fine-tune again"
         )
-    write_bundle(options.out, checkpoint, settings, model_card(options.out, checkpoint, settings))
-    sizes = {name: os.path.getsize(os.path.join(options.out, name)) for name in (WEIGHTS, CONFIG, CARD)}
+    items = None
+    if options.dataset:
+        items = items_of(options.pretrained, checkpoint, options.dataset, options.data_path)
+    elif checkpoint["train_stage"] != "pretrain":
+        raise UserError(
+            f"{options.pretrained}: is fine-tuned; give its data set with -d, so that the bundle has its items"
+        )
+    write_bundle(options.out, checkpoint, settings, model_card(options.out, checkpoint, settings), items)
+    sizes = {name: os.path.getsize(os.path.join(options.out, name)) for name in sorted(os.listdir(options.out))}
     print(f"written: {options.out} ({', '.join(f'{name} {size:,} bytes' for name, size in sizes.items())})")
+
+
+def items_of(
+    path: str, checkpoint: dict[str, Any], name: str, data_path: str | None
+) -> tuple[pl.DataFrame, torch.Tensor]:
+    """The items of a data set, with their representations by the model of a checkpoint. See `write_bundle`.
+
+    Raises:
+        UserError: the checkpoint was pre-trained, or the data set is not the one that it was fine-tuned on.
+    """
+    if checkpoint["train_stage"] == "pretrain":
+        raise UserError(f"{path}: is pre-trained and has no items of its own; leave out -d, or fine-tune it on {name}")
+    options = {"train_stage": checkpoint["train_stage"]} | ({"data_path": data_path} if data_path else {})
+    config = build_config(UniSRec, name, "finetune", options)
+    adopt_settings(config, checkpoint, path)
+    dataset = open_dataset(config)
+    check_features(checkpoint, dataset.features, path)
+    model = build_model(UniSRec, config, dataset).eval()
+    names = dataset.item_names()
+    load_weights(model, checkpoint, path, names)
+    with torch.inference_mode():
+        vectors = model.item_table().clone()
+    counts = np.bincount(dataset.sequences("train").items, minlength=len(names))[1:]
+    texts = load_dataset_texts(name, os.path.dirname(os.path.abspath(config["data_path"])))
+    return pl.DataFrame({"id": names[1:], "text": texts, "count": counts}), vectors
 
 
 def model_card(folder: str, checkpoint: dict[str, Any], settings: dict[str, Any]) -> str:

@@ -69,7 +69,7 @@ def test_every_key_has_one_home_with_kind_and_meaning(command, stage):
 
 
 def test_a_default_stands_in_one_file_only():
-    for key in ("epochs", "learning_rate", "MAX_ITEM_LIST_LENGTH", "n_heads", "resume"):
+    for key in ("epochs", "stopping_step", "MAX_ITEM_LIST_LENGTH", "n_heads", "resume"):
         assert len([name for name in PROPS if key in read_settings(props_file(name))]) == 1, key
 
 
