@@ -214,9 +214,9 @@ def draw(table: dict[str, Any], path: str) -> None:
         else:
             _draw_panel(axes, dataset["rows"], split, metric)
             axes.set_xlabel(f"{_head(('test', metric))} on {name} ({split})")
-    if has_curves:
+    if has_curves and panels[0][-1].get_legend_handles_labels()[1]:
         panels[0][-1].legend(fontsize=8, loc="lower right")
-    else:
+    elif not has_curves:
         panels[0][0].invert_yaxis()
         figure.suptitle(_CAPTION, fontsize=8, color="dimgray")
     figure.tight_layout()

@@ -1,8 +1,8 @@
 """Write a checkpoint as a bundle, a folder that can be shared: python -m serving.bundle -p CHECKPOINT --out FOLDER
 
-A fine-tuned model needs its data set, with `-d NAME`. The bundle then holds the items, and `serving.recommender`
-recommends them. A pre-trained model is shared without items. `engine.bundle` describes the files. `finetune.py -p FOLDER`
-starts from a bundle.
+A fine-tuned model needs its data set, `-d NAME`. The bundle then holds the items, which `recommend.py` recommends. A
+pre-trained model is shared without items. `engine.bundle` describes the files. `finetune.py -p FOLDER` starts from a
+bundle.
 """
 
 import argparse

@@ -1,0 +1,332 @@
+"""Recommendations from a bundle: for any history, of any item that has a text.
+
+    recommender = Recommender.from_pretrained("saved/bundle")
+    recommender.recommend(["sku1", "sku2"], k=10)
+    recommender.add_items({"sku9": "Wireless keyboard, German layout"})
+
+Shapes: B histories, L items of the longest one, N items, D text width, H hidden size.
+"""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from common.errors import UserError, did_you_mean
+from dataset.preprocessing.encoder import Encoder, encode_with
+from dataset.preprocessing.texts import UNKNOWN_TEXT, has_words
+from engine.bundle import ITEMS, VECTORS, read_bundle
+from layers.encoder import RowsAsBatch
+from serving.model import build_model, shop_of
+from unisrec import UniSRec
+
+BLOCK = 1024  # items that are scored at once. Each product of matrices has the same shape, whatever the number of items
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """A recommended item.
+
+    Attributes:
+        id: the raw id.
+        score: the higher, the better. Scores of different histories are not comparable.
+        text: the text of the item.
+        source: `model`, or `popularity` if the history was empty.
+    """
+
+    id: str
+    score: float
+    text: str
+    source: str = "model"
+
+
+class Recommender:
+    """A model and its items.
+
+    An item that was not in the training data is represented by its text alone, also by a transductive model. Items can
+    be added and removed at any time. This does not change the scores of the other items.
+
+    Args:
+        model: in evaluation mode.
+        encoding: `encoder` and `pooling` of the text features that the model was trained on.
+        settings: those of the model, for `save_pretrained`.
+
+    Attributes:
+        texts: raw id -> text of each item, in the order in which they were added.
+    """
+
+    def __init__(self, model: UniSRec, encoding: Mapping[str, Any], settings: Mapping[str, Any]):
+        self.model, self.encoding, self.settings = model.eval(), dict(encoding), dict(settings)
+        self.texts: dict[str, str] = {}
+        self.max_history = model.max_seq_length
+        self._slots: dict[str, int] = {}  # the row of an item in the tables. The row of a removed item stays empty
+        self._ids: list[str | None] = []  # the item of each row
+        self._counts: list[int] = []  # how often the item of each row occurs in the training data
+        self._units = torch.zeros(0, model.hidden_size)  # whole blocks, padded with zeros
+        self._lengths = torch.zeros(0, 1)
+        self._trained = 0  # the first rows are the items that the model was trained on
+        self._encoder: Encoder | None = None
+
+    # -- loading -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, folder: str, items: Mapping[str, str] | None = None) -> "Recommender":
+        """Load a bundle.
+
+        Args:
+            folder: the bundle.
+            items: raw id -> text of a catalogue, for a bundle without items of its own, as pre-training makes it. The
+                texts are encoded and whitened with the statistics of this catalogue.
+
+        Raises:
+            UserError: the bundle is damaged, or has no items and none are given, or has items and some are given.
+        """
+        content = read_bundle(folder)
+        has_items = os.path.isfile(os.path.join(folder, ITEMS))
+        if has_items and items is not None:
+            raise UserError(f"{folder}: has items of its own; load it without items and add new ones with add_items")
+        if not has_items and not items:
+            raise UserError(f"{folder}: has no items of its own; give those of a catalogue (items)")
+        encoding = {"encoder": "minilm"} | (content["features"] or {})
+        if items is not None:
+            return cls._for_catalogue(folder, content, encoding, items)
+        table, vectors = _read_items(folder)
+        recommender = cls(build_model(content, shop_of(len(table), encoding["width"])), encoding, content["config"])
+        recommender._append(table["id"].to_list(), table["text"].to_list(), vectors, table["count"].to_list())
+        recommender._trained = len(table)
+        return recommender
+
+    @classmethod
+    def _for_catalogue(cls, folder, content, encoding, items):
+        encoder = Encoder(encoding["encoder"], encoding.get("pooling"))
+        features = torch.from_numpy(encode_with(encoder, _readable(items.values())))
+        if content["item_tokens"]:
+            raise UserError(
+                f"{folder}: was trained with item ids; a model for other items must be trained on texts alone"
+            )
+        recommender = cls(
+            build_model(content, shop_of(len(items), encoder.width, features)), encoding, content["config"]
+        )
+        recommender._encoder = encoder
+        recommender._append(list(items), list(items.values()), recommender._represent(features), [0] * len(items))
+        return recommender
+
+    # -- items ---------------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def add_items(self, items: Mapping[str, str]) -> None:
+        """Add items, or give known items a new text. Only these texts are encoded.
+
+        Args:
+            items: raw id -> text.
+        """
+        if not items:
+            return
+        vectors = self._represent(self._encode(items.values()))
+        self.remove_items([item for item in items if item in self.texts])
+        self._append(list(items), list(items.values()), vectors, [0] * len(items))
+
+    def remove_items(self, ids: Collection[str]) -> None:
+        """Remove items. They are no longer recommended, and unknown in a history.
+
+        Raises:
+            UserError: an item is unknown. Then none is removed.
+        """
+        for slot in [self._slot(item, "remove_items") for item in ids]:
+            item = self._ids[slot]
+            assert item is not None
+            del self.texts[item], self._slots[item]
+            self._ids[slot] = None
+
+    def _append(self, ids, texts, vectors, counts):
+        start, end = len(self._ids), len(self._ids) + len(ids)
+        room = -(-end // BLOCK) * BLOCK - len(self._units)
+        self._units = F.pad(self._units, (0, 0, 0, max(room, 0)))
+        self._lengths = F.pad(self._lengths, (0, 0, 0, max(room, 0)))
+        lengths = vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        self._units[start:end], self._lengths[start:end] = vectors / lengths, lengths
+        self._ids += ids
+        self._counts += counts
+        self.texts |= dict(zip(ids, texts, strict=True))
+        self._slots |= {item: start + number for number, item in enumerate(ids)}
+
+    def _encode(self, texts):
+        """Encode texts, float32 [n, D]. The encoder is loaded when it is needed first."""
+        if self._encoder is None:
+            self._encoder = Encoder(self.encoding["encoder"], self.encoding.get("pooling"))
+        vectors = torch.from_numpy(encode_with(self._encoder, _readable(texts)))
+        return F.normalize(vectors, dim=-1) if self.encoding.get("normalised") else vectors
+
+    @torch.no_grad()
+    def _represent(self, features):
+        """Text vectors to item representations, float32 [n, D] -> [n, H]."""
+        whitened = features if self.model.whitening is None else self.model.whitening.whiten_table(features)
+        return self.model.moe_adaptor(whitened).clone()
+
+    def _slot(self, item, where):
+        if item not in self._slots:
+            raise UserError(f"{where}: unknown item {item!r}{did_you_mean(item, self._slots)}")
+        return self._slots[item]
+
+    # -- recommendations -----------------------------------------------------------------------------------------------
+
+    def recommend(
+        self,
+        history: Sequence[str] | Sequence[Sequence[str]],
+        k: int = 10,
+        *,
+        exclude_history: bool = True,
+        allowed: Collection[str] | None = None,
+        on_unknown: str = "error",
+        batch_size: int = 512,
+    ) -> Any:
+        """Recommend items.
+
+        Args:
+            history: the raw ids of a user's items, oldest first, or a list of such histories. The newest items count,
+                as many as the model sees.
+            k: the number of recommendations. There are fewer if fewer items are left.
+            exclude_history: leave out the items of the history.
+            allowed: recommend only these items. None: all.
+            on_unknown: what to do with an unknown item in a history: `error` or `skip`.
+            batch_size: histories that are encoded at once.
+
+        Returns:
+            list of `Recommendation`, best first; for several histories a list of such lists. An empty history gets the
+            most popular items of the training data.
+
+        Raises:
+            UserError: an unknown item, a k below 1, or an empty history without training data.
+        """
+        if k < 1:
+            raise UserError(f"k: found {k}, expected 1 or more")
+        single = all(isinstance(item, str) for item in history)
+        histories = [history] if single else history
+        rows = [self._rows(each, on_unknown) for each in histories]
+        candidates = torch.zeros(len(self._units), dtype=torch.bool)
+        candidates[
+            [self._slot(item, "allowed") for item in allowed] if allowed is not None else list(self._slots.values())
+        ] = True
+        found = []
+        for start in range(0, len(rows), batch_size):
+            found += self._best(rows[start : start + batch_size], k, candidates, exclude_history)
+        return found[0] if single else found
+
+    def _best(self, rows, k, candidates, exclude_history):
+        """The recommendations for a batch of histories, as rows of the tables."""
+        scores = self._scores(rows)
+        scores.masked_fill_(~candidates, -torch.inf)
+        if exclude_history:
+            for number, own in enumerate(rows):
+                scores[number, own] = -torch.inf
+        best = scores.topk(min(k, scores.size(1)))
+        results = []
+        for own, values, slots in zip(rows, best.values.tolist(), best.indices.tolist(), strict=True):
+            pairs = [(slot, value) for slot, value in zip(slots, values, strict=True) if value > -torch.inf]
+            source = "model" if own else "popularity"
+            results.append([self._recommendation(slot, value, source) for slot, value in pairs])
+        return results
+
+    def _recommendation(self, slot, score, source):
+        item = self._ids[slot]
+        return Recommendation(item, score, self.texts[item], source)
+
+    def score(self, history: Sequence[str], ids: Sequence[str], on_unknown: str = "error") -> list[float]:
+        """The scores of given items for a history, in the order of `ids`. See `recommend`."""
+        scores = self._scores([self._rows(history, on_unknown)])[0]
+        return scores[[self._slot(item, "ids") for item in ids]].tolist()
+
+    def similar(self, item: str, k: int = 10) -> list[Recommendation]:
+        """The items whose representation has the highest cosine with that of an item.
+
+        Args:
+            item: a raw id, or any text.
+            k: the number of items.
+        """
+        if k < 1:
+            raise UserError(f"k: found {k}, expected 1 or more")
+        slot = self._slots.get(item)
+        unit = F.normalize(self._represent(self._encode([item])), dim=-1) if slot is None else self._units[slot, None]
+        scores = self._products(unit)[0]
+        empty = [number for number, own in enumerate(self._ids) if own is None]
+        scores[[*empty, *range(len(self._ids), len(scores)), *([] if slot is None else [slot])]] = -torch.inf
+        best = scores.topk(min(k, len(scores)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [self._recommendation(slot, value, "model") for slot, value in pairs if value > -torch.inf]
+
+    def _rows(self, history, on_unknown):
+        """The rows of a history's items in the tables, oldest first, cut to what the model sees."""
+        if on_unknown not in ("error", "skip"):
+            raise UserError(f"on_unknown: found {on_unknown!r}, expected error or skip")
+        known = history if on_unknown == "error" else [item for item in history if item in self._slots]
+        return [self._slot(item, "history") for item in known][-self.max_history :]
+
+    @torch.no_grad()
+    def _scores(self, rows: list[list[int]]) -> Tensor:
+        """The scores of all rows of the tables for B histories, float [B, rows]."""
+        scores = torch.zeros(len(rows), len(self._units))
+        empty = [number for number, own in enumerate(rows) if not own]
+        if empty:
+            scores[empty] = self._popularity()
+        full = [number for number, own in enumerate(rows) if own]
+        if full:
+            lengths = torch.tensor([len(rows[number]) for number in full])
+            ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(rows[number]) + 1 for number in full], batch_first=True)
+            scores[full] = self._model_scores(ids, lengths)
+        return scores
+
+    def _popularity(self):
+        if not any(self._counts):
+            raise UserError("history: is empty, and this model knows no popular items; give at least one item")
+        logger.warning("a history is empty: the most popular items are recommended")
+        return F.pad(torch.tensor(self._counts, dtype=torch.float), (0, len(self._units) - len(self._counts)))
+
+    def _model_scores(self, ids, lengths):
+        """Scores for histories of rows + 1, int64 [B, L], padded with 0."""
+        vectors = F.embedding((ids - 1).clamp(min=0), self._units * self._lengths)  # [B, L, H]
+        model = self.model
+        states = model.encode_last(vectors, lengths)
+        if model.history_mean is not None:
+            states = states + model.history_mean.last(vectors, lengths)
+        scores = self._products(F.normalize(states, dim=-1))
+        if model.history_bias is not None:  # a score is a logit times the temperature
+            bias = model.history_bias.logits(RowsAsBatch(ids, lengths, lengths), lambda ids: ids - 1)
+            scores = bias._replace(values=bias.values * model.temperature).add_to(scores)
+        if model.item_to_item is not None and model.item_to_item.factor:
+            known = ids.masked_fill(ids > self._trained, 0)  # new items have no weights
+            scores[:, : self._trained] += model.item_to_item.logits(known, lengths, model.temperature)
+        return scores
+
+    def _products(self, units):
+        """Cosines with all items, block by block: float [B, H] -> float [B, rows]."""
+        return torch.cat([units @ block.T for block in self._units.split(BLOCK)], dim=1)
+
+
+def _readable(texts):
+    return [text if has_words(text) else UNKNOWN_TEXT for text in texts]
+
+
+def _read_items(folder):
+    """The table of a bundle's items, and their representations, float32 [N, H]."""
+    path = os.path.join(folder, ITEMS)
+    try:
+        table = pl.read_parquet(path)
+        vectors = load_file(os.path.join(folder, VECTORS))["vectors"]
+    except (pl.exceptions.PolarsError, SafetensorError, OSError, KeyError) as error:
+        raise UserError(f"{folder}: its items cannot be read ({error}); write the bundle again") from None
+    if not {"id", "text", "count"} <= set(table.columns) or len(table) != len(vectors):
+        raise UserError(
+            f"{path}: does not fit {VECTORS} ({len(table)} rows, {len(vectors)} vectors); write the bundle again"
+        )
+    return table, vectors

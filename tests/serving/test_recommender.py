@@ -1,0 +1,278 @@
+"""Recommendations from a bundle: the scores of the checkpoint, and items that come and go."""
+
+import json
+import shutil
+import zlib
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+
+import finetune
+import pretrain
+import recommend
+import serving.recommender
+from common.errors import UserError
+from engine.building import build_model, open_dataset
+from engine.bundle import ITEMS, VECTORS
+from engine.checkpoint import adopt_settings, load_weights, read_checkpoint
+from engine.config import build_config
+from serving import bundle
+from serving.recommender import BLOCK, Recommender
+from tests.conftest import SMALL, WIDTH, write_mix, write_tiny
+from unisrec import UniSRec
+
+
+class FakeEncoder:
+    """The vector of a text is drawn with the text as the seed."""
+
+    width = WIDTH
+
+    def __init__(self, encoder, pooling):
+        assert (encoder, pooling) == ("test", "CLS")
+
+
+def encode_with(encoder, texts):
+    drawn = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDTH) for text in texts]
+    return np.array(drawn, np.float32).reshape(-1, WIDTH)
+
+
+@pytest.fixture(autouse=True)
+def _fake_encoder(monkeypatch):
+    monkeypatch.setattr(serving.recommender, "Encoder", FakeEncoder)
+    monkeypatch.setattr(serving.recommender, "encode_with", encode_with)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(checkpoint, bundle) of each stage, and the folder of the data."""
+    folder = tmp_path_factory.mktemp("made")
+    tiny, mix = write_tiny(folder / "downstream"), write_mix(folder / "pretrain")
+    pretrain.main(["-d", "Mix", f"--data_path={mix}", f"--checkpoint_dir={folder}/pre", "--epochs=1", *SMALL])
+    found = {"data": tiny, "pretrain": (f"{folder}/pre/UniSRec-Mix-1.pth", f"{folder}/pretrained")}
+    bundle.main(["-p", found["pretrain"][0], "--out", found["pretrain"][1]])
+    for stage in ("inductive_ft", "transductive_ft"):
+        options = [f"--train_stage={stage}", "--epochs=3", f"--checkpoint_dir={folder}/{stage}", *SMALL]
+        finetune.main(["-d", "Tiny", f"--data_path={tiny}", *options])
+        (path,) = map(str, (folder / stage).glob("*.pth"))
+        bundle.main(["-p", path, "-d", "Tiny", "--data_path", tiny, "--out", f"{folder}/{stage}-bundle"])
+        found[stage] = path, f"{folder}/{stage}-bundle"
+    return found
+
+
+@pytest.fixture
+def recommender(made):
+    """The recommender of the transductive model."""
+    return Recommender.from_pretrained(made["transductive_ft"][1])
+
+
+def ids(*numbers):
+    return [f"Tiny{1000 + number}" for number in numbers]
+
+
+def scores_of_checkpoint(made, stage, histories):
+    """`full_sort_predict` of the model of a checkpoint, without the padding."""
+    path, _ = made[stage]
+    config = build_config(UniSRec, "Tiny", "finetune", {"train_stage": stage, "data_path": made["data"]})
+    checkpoint = read_checkpoint(path)
+    adopt_settings(config, checkpoint, path)
+    dataset = open_dataset(config)
+    model = build_model(UniSRec, config, dataset).eval()
+    load_weights(model, checkpoint, path, dataset.item_names())
+    rows = [torch.tensor(history) + 1 for history in histories]
+    lengths = torch.tensor([len(row) for row in rows])
+    columns = {model.ITEM_SEQ: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), model.ITEM_SEQ_LEN: lengths}
+    with torch.no_grad():
+        return model, model.full_sort_predict(Interaction(columns | {model.ITEM_ID: lengths}))[:, 1:]
+
+
+@pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
+def test_the_scores_are_those_of_the_checkpoint(made, stage):
+    histories = [[3, 4, 6], [29], [1, 2, 1, 5, 7, 8, 8]]
+    model, expected = scores_of_checkpoint(made, stage, histories)
+    if stage == "transductive_ft":
+        assert model.item_to_item.factor > 0, "else nothing tests these logits"
+    recommender = Recommender.from_pretrained(made[stage][1])
+    assert len(recommender) == 30 and recommender.texts["Tiny1007"] == "item number 7."
+    for history, row in zip(histories, expected, strict=True):
+        found = recommender.score(ids(*history), ids(*range(30)))
+        torch.testing.assert_close(torch.tensor(found), row, atol=1e-5, rtol=0)
+    everything = recommender.recommend(
+        [ids(*history) for history in histories], k=30, exclude_history=False, batch_size=2
+    )
+    for row, best in zip(expected, everything, strict=True):
+        assert [item.id for item in best] == ids(*row.argsort(descending=True).tolist())
+        assert {item.source for item in best} == {"model"}
+
+
+def test_what_is_recommended(recommender):
+    history = ids(3, 4)
+    best = recommender.recommend(history, k=30)
+    assert len(best) == 28 and not {item.id for item in best} & set(history)
+    assert [item.score for item in best] == sorted((item.score for item in best), reverse=True)
+    assert recommender.recommend(history, k=5) == best[:5]
+    allowed = [best[20].id, best[7].id, history[0]]
+    assert recommender.recommend(history, allowed=allowed) == [best[7], best[20]]
+    with_history = recommender.recommend(history, allowed=allowed, exclude_history=False)
+    assert sorted(item.id for item in with_history) == sorted(allowed)
+    assert recommender.recommend([history, history], k=3) == [best[:3], best[:3]]
+    assert recommender.recommend([*history, "nobody"], on_unknown="skip") == best[:10]
+
+
+def test_an_empty_history_gets_the_most_popular_items(recommender, made, caplog):
+    counts = pl.read_parquet(f"{made['transductive_ft'][1]}/{ITEMS}").sort("count", descending=True)
+    best = recommender.recommend([], k=3)
+    assert [item.score for item in best] == counts["count"][:3].to_list() and {item.source for item in best} == {
+        "popularity"
+    }
+    assert "a history is empty" in caplog.text
+    several = recommender.recommend([ids(1), [], ids(2)], k=1)
+    assert [item.source for (item,) in several] == ["model", "popularity", "model"]
+
+
+def test_items_come_and_go_without_an_effect_on_the_others(recommender):
+    history, all_ids = ids(3, 4), ids(*range(30))
+    before, best = recommender.score(history, all_ids), recommender.recommend(history, k=30)
+    recommender.add_items({f"new{number}": f"a new thing, number {number}" for number in range(2 * BLOCK)})
+    assert recommender.score(history, all_ids) == before, "to the bit"
+    assert len(recommender) == 30 + 2 * BLOCK
+    assert recommender.recommend(["new7", *ids(3)], k=1)[0].source == "model"
+    recommender.add_items({"new7": "now another text"})
+    assert recommender.texts["new7"] == "now another text" and len(recommender) == 30 + 2 * BLOCK
+    recommender.remove_items([f"new{number}" for number in range(2 * BLOCK)])
+    assert recommender.recommend(history, k=30) == best
+    recommender.remove_items([best[0].id])
+    assert recommender.recommend(history, k=30) == best[1:]
+    with pytest.raises(UserError, match=f"history: unknown item '{best[0].id}'"):
+        recommender.recommend([best[0].id])
+    recommender.add_items({})
+
+
+def test_a_new_item_has_the_score_of_its_text(made):
+    """In the inductive stage, two items with one text are equal."""
+    recommender = Recommender.from_pretrained(made["inductive_ft"][1])
+    recommender.add_items({"a": "the same", "b": "the same", "c": ""})
+    a, b, c = recommender.score(ids(5, 6), ["a", "b", "c"])
+    assert a == b != c
+    assert [item.id for item in recommender.similar("a", k=1)] == ["b"]
+    assert recommender.similar("the same", k=2)[0].score == pytest.approx(1)
+    assert len(recommender.similar("Tiny1003", k=99)) == len(recommender) - 1, "all but the item itself"
+
+
+def test_a_pretrained_bundle_recommends_from_a_new_catalogue(made):
+    items = {f"sku{number}": f"thing number {number}" for number in range(12)}
+    recommender = Recommender.from_pretrained(made["pretrain"][1], items)
+    best = recommender.recommend(["sku3", "sku4"], k=20)
+    assert len(best) == 10 and all(item.text == items[item.id] for item in best)
+    with pytest.raises(UserError, match="knows no popular items"):
+        recommender.recommend([])
+    with pytest.raises(UserError, match="has no items of its own"):
+        Recommender.from_pretrained(made["pretrain"][1])
+    with pytest.raises(UserError, match="has items of its own"):
+        Recommender.from_pretrained(made["inductive_ft"][1], items)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r: r.recommend(["Tiny1003", "Tiny100x"]), "history: unknown item 'Tiny100x'; did you mean Tiny10"),
+        (lambda r: r.recommend(["Tiny1003"], k=0), "k: found 0, expected 1 or more"),
+        (lambda r: r.similar("Tiny1003", k=-1), "k: found -1, expected 1 or more"),
+        (lambda r: r.recommend(["Tiny1003"], allowed=["x"]), "allowed: unknown item 'x'"),
+        (
+            lambda r: r.recommend(["Tiny1003"], on_unknown="ignore"),
+            "on_unknown: found 'ignore', expected error or skip",
+        ),
+        (lambda r: r.score(["Tiny1003"], ["x"]), "ids: unknown item 'x'"),
+        (lambda r: r.remove_items(["Tiny1003", "x"]), "remove_items: unknown item 'x'"),
+    ],
+)
+def test_mistakes(recommender, call, message):
+    with pytest.raises(UserError) as error:
+        call(recommender)
+    assert str(error.value).startswith(message)
+    assert len(recommender) == 30, "nothing was removed"
+
+
+def test_a_long_history_counts_with_its_newest_items(recommender):
+    long = ids(*[number % 30 for number in range(80)])
+    assert recommender.score(long, ids(2)) == recommender.score(long[-50:], ids(2))
+
+
+def test_damaged_items(made, tmp_path):
+    folder = shutil.copytree(made["inductive_ft"][1], tmp_path / "bundle")
+    (folder / VECTORS).write_bytes((folder / VECTORS).read_bytes()[:-10])
+    with pytest.raises(UserError, match="its items cannot be read"):
+        Recommender.from_pretrained(str(folder))
+    shutil.copy(f"{made['inductive_ft'][1]}/{VECTORS}", folder / VECTORS)
+    pl.read_parquet(folder / ITEMS).head(29).write_parquet(folder / ITEMS)
+    with pytest.raises(UserError, match=r"29 rows, 30 vectors"):
+        Recommender.from_pretrained(str(folder))
+
+
+def test_a_finetuned_model_needs_its_data_and_a_pretrained_one_has_none(made, tmp_path, refused):
+    assert "is fine-tuned; give its data set with -d" in refused(
+        bundle.main, "-p", made["inductive_ft"][0], "--out", tmp_path
+    )
+    words = ["-p", made["pretrain"][0], "-d", "Tiny", "--data_path", made["data"], "--out", tmp_path]
+    assert "is pre-trained and has no items of its own" in refused(bundle.main, *words)
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_recommends_for_one_history(made, capsys):
+    capsys.readouterr()
+    recommend.main(["-m", made["inductive_ft"][1], "--history", "Tiny1003, Tiny1004", "-k", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    best = Recommender.from_pretrained(made["inductive_ft"][1]).recommend(ids(3, 4), k=2)
+    assert [line.split()[:2] for line in lines[:2]] == [["history", "Tiny1003"], ["history", "Tiny1004"]]
+    assert [line.split() for line in lines[2:]] == [
+        [str(rank), f"{item.score:.3f}", item.id, *item.text.split()] for rank, item in enumerate(best, start=1)
+    ]
+
+
+def test_the_command_reads_a_catalogue_and_new_items(made, tmp_path, capsys):
+    (tmp_path / "items.csv").write_text("item_id,title\na,Blaue Tasse\nb,Rote Tasse\nc,\n", encoding="utf-8")
+    capsys.readouterr()
+    recommend.main(["-m", made["pretrain"][1], "--items", f"{tmp_path}/items.csv", "--history", "a"])
+    assert {line.split()[2] for line in capsys.readouterr().out.splitlines()[1:]} == {"b", "c"}
+    recommend.main(
+        ["-m", made["inductive_ft"][1], "--new_items", f"{tmp_path}/items.csv", "--history", "a,Tiny1001", "-k", "99"]
+    )
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 31
+
+
+def test_the_command_recommends_for_a_file(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(recommend, "AT_ONCE", 3)
+    histories = [ids(number, number + 1) for number in range(7)]
+    lines = [json.dumps(history if number % 2 else {"history": history}) for number, history in enumerate(histories)]
+    (tmp_path / "histories.jsonl").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "recommendations.parquet"
+    model = made["inductive_ft"][1]
+    recommend.main(["-m", model, "--histories", f"{tmp_path}/histories.jsonl", "--out", str(out), "-k", "4"])
+    table = pl.read_parquet(out)
+    assert table["line"].to_list() == [line for line in range(1, 8) for _ in range(4)]
+    assert table["rank"].to_list() == [1, 2, 3, 4] * 7
+    best = Recommender.from_pretrained(model).recommend(histories, k=4)
+    assert table["id"].to_list() == [item.id for each in best for item in each]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('["Tiny1001", "x"]', "line 2: unknown item 'x'"),
+        ("[1", "line 2: is not JSON"),
+        ("[1]", "line 2: found '[1]', expected"),
+        ('{"items": []}', "line 2: found"),
+    ],
+)
+def test_mistakes_in_a_file(made, tmp_path, refused, line, message):
+    (tmp_path / "histories.jsonl").write_text(f'["Tiny1001"]\n{line}\n')
+    command = ["-m", made["inductive_ft"][1], "--histories", f"{tmp_path}/histories.jsonl"]
+    assert message in refused(recommend.main, *command, "--out", f"{tmp_path}/out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+    assert "give the file for the recommendations" in refused(recommend.main, *command)
+    assert "expected either --history or --histories" in refused(recommend.main, *command, "--history", "a")
