@@ -1,12 +1,14 @@
-"""UniSRec from raw data to results in three minutes: python demo.py
+"""UniSRec from raw data to recommendations in three minutes: python demo.py
 
 The demo splits MovieLens-100k, which RecBole includes, into four shops by main genre. No film is in two shops. It
-encodes titles, years and genres with MiniLM, pre-trains on three shops, and fine-tunes and compares on the fourth.
+encodes titles, years and genres with MiniLM, pre-trains on three shops, fine-tunes and compares on the fourth, and
+recommends films.
 """
 
 import glob
 import logging
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from common.errors import run_command
@@ -21,15 +23,19 @@ SOURCES, TARGET = ("Action", "Comedy", "Other"), "Drama"
 MIXTURE = "Films"
 PRETRAIN = {"epochs": 6, "train_batch_size": 2048, "save_step": 6, "hidden_size": 64}
 FINETUNE = {"epochs": 12, "stopping_step": 3, "train_batch_size": 1024, "hidden_size": 64, "predictions_per_row": 25}
-# (row of the table, stage, starts from the pre-trained model, is fine-tuned, the row to compare it with)
+SHIPPED = os.path.join(ROOT, "saved", "amazon-minilm")  # the pre-trained model of this repository
+# (row of the table, stage, what its model was pre-trained on, is fine-tuned, the row to compare it with)
 UNISREC = (
-    ("UniSRec, untrained", "inductive_ft", False, False, None),
-    ("UniSRec, pre-trained, zero-shot", "inductive_ft", True, False, "UniSRec, untrained"),
-    ("UniSRec, inductive, from scratch", "inductive_ft", False, True, None),
-    ("UniSRec, inductive, pre-trained", "inductive_ft", True, True, "UniSRec, inductive, from scratch"),
-    ("UniSRec, transductive, from scratch", "transductive_ft", False, True, None),
-    ("UniSRec, transductive, pre-trained", "transductive_ft", True, True, "UniSRec, transductive, from scratch"),
+    ("UniSRec, untrained", "inductive_ft", "", False, None),
+    ("UniSRec, amazon-minilm, zero-shot", "inductive_ft", "shops", False, "UniSRec, untrained"),
+    ("UniSRec, pre-trained, zero-shot", "inductive_ft", "films", False, "UniSRec, untrained"),
+    ("UniSRec, inductive, from scratch", "inductive_ft", "", True, None),
+    ("UniSRec, inductive, pre-trained", "inductive_ft", "films", True, "UniSRec, inductive, from scratch"),
+    ("UniSRec, transductive, from scratch", "transductive_ft", "", True, None),
+    ("UniSRec, transductive, pre-trained", "transductive_ft", "films", True, "UniSRec, transductive, from scratch"),
 )
+RECOMMENDS = "UniSRec, inductive, pre-trained"  # the row whose model recommends at the end
+NEW_FILM = {"new": "Good Will Hunting, 1997, Drama."}  # not in the data
 BASELINES = {
     "Popularity": "Popularity",
     "LastText": "nearest text to the last film",
@@ -50,6 +56,7 @@ def main(argv: list[str]) -> None:
     draw(rows, os.path.join(FOLDER, "results.png"))
     print(f"written: {FOLDER}/results.json, results.png")
     check(ndcg)
+    recommend(next(row["checkpoint"] for row in rows if row["row"] == RECOMMENDS), os.path.join(data, "downstream"))
 
 
 def announce(step: str) -> None:
@@ -105,22 +112,59 @@ def run_all(data: str, checkpoint: str, options: dict[str, Any]) -> list[dict[st
         known = settle("baseline", {}, *yaml_files(model)).settings
         config = build_config(model, TARGET, "baseline", {key: common[key] for key in common.keys() & known.keys()})
         rows.append({"row": name, "compare_with": None, **run_baseline(config)})
-    for name, stage, pretrained, learns, compare_with in UNISREC:
+    starts = {"": None, "films": checkpoint, "shops": SHIPPED}
+    for name, stage, start, learns, compare_with in UNISREC:
         logging.getLogger().info("-- %s", name)
         config = build_config(
             UniSRec,
             TARGET,
             "finetune",
             {
-                **common,
+                **{key: value for key, value in common.items() if key != "hidden_size" or start != "shops"},
                 "train_stage": stage,
-                "pretrained": checkpoint if pretrained else None,
+                "pretrained": starts[start],
                 "epochs": common["epochs"] if learns else 0,
                 "result_file": os.path.join(FOLDER, f"{name.replace(', ', '-').replace(' ', '-')}.json"),
             },
         )
         rows.append({"row": name, "compare_with": compare_with, **finetune(config)})
     return rows
+
+
+def recommend(checkpoint: str, data_path: str) -> None:
+    """Print recommendations for three histories, and one of a film that is not in the data.
+
+    Args:
+        checkpoint: a fine-tuned inductive model. Its bundle is written beside it.
+        data_path: folder that holds the folder of the target.
+    """
+    from serving import bundle
+    from serving.recommender import Recommender
+
+    announce(f"5. Recommend films ({RECOMMENDS})")
+    folder = os.path.join(FOLDER, "bundle")
+    bundle.main(["-p", checkpoint, "-d", TARGET, "--data_path", data_path, "--out", folder])
+    recommender = Recommender.from_pretrained(folder)
+    histories = read_histories(os.path.join(data_path, TARGET, TARGET), recommender.texts)
+    for history, best in zip(histories[:3], recommender.recommend(histories[:3], k=3), strict=True):
+        print(f"{'':4}after  {' | '.join(recommender.texts[item] for item in history[-3:])}")
+        print(f"{'':4}   ->  {' | '.join(item.text for item in best)}")
+    recommender.add_items(NEW_FILM)
+    for history, best in zip(histories, recommender.recommend(histories, k=3), strict=True):
+        if any(item.id in NEW_FILM for item in best):
+            print("A film that is not in the training data, from its text alone:")
+            print(f"{'':4}after  {' | '.join(recommender.texts[item] for item in history[-3:])}")
+            print(f"{'':4}   ->  {' | '.join(item.text for item in best)}")
+            break
+    print(f"try: python recommend.py -m {folder} --history {','.join(histories[0][-3:])}")
+
+
+def read_histories(stem: str, known: Iterable[str]) -> list[list[str]]:
+    """The histories of the test users, as raw ids, oldest first. `known` are the raw ids in the order of the items."""
+    ids = list(known)
+    with open(f"{stem}.test.inter", encoding="utf-8") as file:
+        next(file)
+        return [[ids[int(index)] for index in line.split("\t")[1].split()] for line in file]
 
 
 def print_table(rows: list[dict[str, Any]]) -> dict[str, float]:

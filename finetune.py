@@ -1,5 +1,8 @@
 """Fine-tune UniSRec on one domain, or evaluate it there: python finetune.py -d Scientific [-p CHECKPOINT]"""
 
+import logging
+import os
+
 from common.errors import run_command
 from engine.settings import help_text, parse_command_line, settle, take_option
 
@@ -11,8 +14,8 @@ python finetune.py -d NAME [-p CHECKPOINT] [--key=value ...]
   -f, --fix_enc true|false  freeze the pre-trained transformer (default: false; with the recipe of the paper: true)
   --config_files A,B        YAML files with settings of your own
 
-Writes the model to saved/UniSRec-NAME-STAGE-SEED-ID.pth, and the result to a .json file beside it. ID is the id of the
-run, see saved/README.md.
+Writes the model to saved/UniSRec-NAME-STAGE-SEED-ID.pth, the result to a .json file beside it, and a bundle for
+recommend.py to a folder of the same name. ID is the id of the run, see saved/README.md.
 
 With -p, the settings that shape the model (sizes, n_heads, hidden_act, ...) come from the checkpoint.
 """
@@ -22,14 +25,29 @@ def main(argv):
     options = parse_command_line(argv, lambda _: help_text(USAGE, "finetune"))
     dataset = take_option(options, "dataset", "Scientific")
     settle("finetune", options)  # reports errors before the imports, which take seconds
-    from common.processes import process_group
+    from common.processes import is_main, process_group
     from engine.config import build_config
     from engine.finetuning import finetune
     from unisrec import UniSRec
 
     config = build_config(UniSRec, dataset, "finetune", options)
+    data_path = os.path.dirname(os.path.abspath(config["data_path"]))
     with process_group(config["device"]):
-        finetune(config)
+        result = finetune(config)
+        if config["bundle"] and config["epochs"] > 0 and is_main():
+            write_bundle(result["checkpoint"], dataset, data_path)
+
+
+def write_bundle(checkpoint, dataset, data_path):
+    """Write a bundle of the fine-tuned model beside its checkpoint, if the data set has item texts."""
+    from serving.bundle import make_bundle
+
+    folder = os.path.splitext(checkpoint)[0]
+    if os.path.isfile(os.path.join(data_path, dataset, f"{dataset}.text")):
+        make_bundle(checkpoint, folder, dataset, data_path)
+        logging.getLogger(__name__).info("bundle: %s", folder)
+    else:
+        logging.getLogger(__name__).info("no bundle: %s has no item texts", dataset)
 
 
 if __name__ == "__main__":

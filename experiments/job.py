@@ -76,7 +76,9 @@ def machine() -> str:
 
 def command_line(run: Run) -> list[str]:
     """The command line of a run, without the files that it writes."""
-    return [os.path.join(ROOT, run.command), *option_words(run.options() | {"groups": True, "show_progress": False})]
+    options = run.options() | {"groups": True, "show_progress": False}
+    options |= {"bundle": False} if "bundle" in run.settings else {}
+    return [os.path.join(ROOT, run.command), *option_words(options)]
 
 
 def option_words(options: dict[str, Any]) -> list[str]:

@@ -41,7 +41,7 @@ _ELSEWHERE = {
     "config_files": "recipe of a row",
     "pretrained": "pretrained of a row",
 }
-_OWN = ("checkpoint_dir", "groups", "ranks_file", "result_file", "show_progress")
+_OWN = ("bundle", "checkpoint_dir", "groups", "ranks_file", "result_file", "show_progress")
 _PATHS = {"checkpoint_dir", "data_path", "pretrained", "ranks_file", "result_file"}
 
 

@@ -14,7 +14,7 @@ import polars as pl
 import torch
 
 from common.errors import UserError, run_command
-from dataset.preprocessing.encode_text import load_dataset_texts
+from dataset.preprocessing.texts import read_texts
 from engine.building import build_model, open_dataset
 from engine.bundle import write_bundle
 from engine.checkpoint import adopt_settings, check_features, load_weights, read_checkpoint, stored_settings
@@ -52,23 +52,36 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data_path", metavar="DIR", help="folder of the data sets (default: dataset/downstream)")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="folder of the bundle; its model card is kept")
     options = parser.parse_args(argv)
-    checkpoint = read_checkpoint(options.pretrained)
+    make_bundle(options.pretrained, options.out, options.dataset, options.data_path)
+    sizes = {name: os.path.getsize(os.path.join(options.out, name)) for name in sorted(os.listdir(options.out))}
+    print(f"written: {options.out} ({', '.join(f'{name} {size:,} bytes' for name, size in sizes.items())})")
+
+
+def make_bundle(path: str, folder: str, name: str | None = None, data_path: str | None = None) -> None:
+    """Write the bundle of a checkpoint.
+
+    Args:
+        path: the checkpoint.
+        folder: of the bundle. Its model card is kept.
+        name: the data set that a fine-tuned model was trained on. None for a pre-trained model.
+        data_path: folder of the data sets. None: as in the settings.
+
+    Raises:
+        UserError: the checkpoint has no settings, or does not fit the data set.
+    """
+    checkpoint = read_checkpoint(path)
     settings = stored_settings(checkpoint)
     if not settings or not checkpoint.get("features"):
         raise UserError(
-            f"{options.pretrained}: does not say its settings or its text encoder, as all checkpoints of the published "
-            "code; a bundle needs them, so pre-train or fine-tune again"
+            f"{path}: does not say its settings or its text encoder, as all checkpoints of the published code; "
+            "a bundle needs them, so pre-train or fine-tune again"
         )
     items = None
-    if options.dataset:
-        items = items_of(options.pretrained, checkpoint, options.dataset, options.data_path)
+    if name:
+        items = items_of(path, checkpoint, name, data_path)
     elif checkpoint["train_stage"] != "pretrain":
-        raise UserError(
-            f"{options.pretrained}: is fine-tuned; give its data set with -d, so that the bundle has its items"
-        )
-    write_bundle(options.out, checkpoint, settings, model_card(options.out, checkpoint, settings), items)
-    sizes = {name: os.path.getsize(os.path.join(options.out, name)) for name in sorted(os.listdir(options.out))}
-    print(f"written: {options.out} ({', '.join(f'{name} {size:,} bytes' for name, size in sizes.items())})")
+        raise UserError(f"{path}: is fine-tuned; give its data set with -d, so that the bundle has its items")
+    write_bundle(folder, checkpoint, settings, model_card(folder, checkpoint, settings), items)
 
 
 def items_of(
@@ -92,8 +105,9 @@ def items_of(
     with torch.inference_mode():
         vectors = model.item_table().clone()
     counts = np.bincount(dataset.sequences("train").items, minlength=len(names))[1:]
-    texts = load_dataset_texts(name, os.path.dirname(os.path.abspath(config["data_path"])))
-    return pl.DataFrame({"id": names[1:], "text": texts, "count": counts}), vectors
+    texts = read_texts(os.path.join(config["data_path"], f"{name}.text"))
+    columns = {"id": names[1:], "text": [texts.get(item, "") for item in names[1:]], "count": counts}
+    return pl.DataFrame(columns), vectors
 
 
 def model_card(folder: str, checkpoint: dict[str, Any], settings: dict[str, Any]) -> str:

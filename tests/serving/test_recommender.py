@@ -212,6 +212,25 @@ def test_damaged_items(made, tmp_path):
         Recommender.from_pretrained(str(folder))
 
 
+def test_finetuning_leaves_a_bundle_beside_its_checkpoint(made, tmp_path):
+    data = shutil.copytree(made["data"], tmp_path / "data")
+    command = ["-d", "Tiny", f"--data_path={data}", *SMALL, "--train_stage=inductive_ft"]
+
+    def folders(where, *options):
+        finetune.main([*command, f"--checkpoint_dir={tmp_path / where}", *options])
+        return sorted(
+            path.name for path in (tmp_path / where).iterdir() if path.is_dir() and path.name != "tensorboard"
+        )
+
+    assert folders("none", "--epochs=1", "--bundle=false") == []
+    assert folders("evaluated", "--epochs=0") == []
+    (name,) = folders("one", "--epochs=1")
+    assert (tmp_path / "one" / f"{name}.pth").is_file()
+    assert len(Recommender.from_pretrained(str(tmp_path / "one" / name)).recommend(ids(1), k=4)) == 4
+    (data / "Tiny" / "Tiny.text").unlink()
+    assert folders("without texts", "--epochs=1") == []
+
+
 def test_a_finetuned_model_needs_its_data_and_a_pretrained_one_has_none(made, tmp_path, refused):
     assert "is fine-tuned; give its data set with -d" in refused(
         bundle.main, "-p", made["inductive_ft"][0], "--out", tmp_path
