@@ -35,7 +35,7 @@ UNISREC = (
     ("UniSRec, transductive, pre-trained", "transductive_ft", "films", True, "UniSRec, transductive, from scratch"),
 )
 RECOMMENDS = "UniSRec, inductive, pre-trained"  # the row whose model recommends at the end
-NEW_FILM = {"new": "Good Will Hunting, 1997, Drama."}  # not in the data
+NEW_FILM = {"new": "American Beauty, 1999, Drama."}  # the data ends in 1998
 BASELINES = {
     "Popularity": "Popularity",
     "LastText": "nearest text to the last film",
@@ -156,7 +156,7 @@ def recommend(checkpoint: str, data_path: str) -> None:
             print(f"{'':4}after  {' | '.join(recommender.texts[item] for item in history[-3:])}")
             print(f"{'':4}   ->  {' | '.join(item.text for item in best)}")
             break
-    print(f"try: python recommend.py -m {folder} --history {','.join(histories[0][-3:])}")
+    print(f"try: python recommend.py -m {os.path.relpath(folder)} --history {','.join(histories[0][-3:])}")
 
 
 def read_histories(stem: str, known: Iterable[str]) -> list[list[str]]:

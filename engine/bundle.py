@@ -29,6 +29,29 @@ ITEMS, VECTORS = "items.parquet", "items.safetensors"
 _KEYS = ("model", "train_stage", "epoch", "features", "item_tokens", "run")
 
 
+_CARD = """---
+library_name: unisrec
+license: mit
+tags: [sequential-recommendation, text-based-recommendation]
+---
+
+# {name}
+
+A UniSRec model: it recommends the next item from the texts of the items before it.
+
+| | |
+|---|---|
+| stage | {stage} |
+| trained on | {dataset}, {epoch} epochs |
+| recipe | {recipe} |
+| text encoder | {encoder}, {pooling} pooling, width {width} |
+| hidden size, layers, experts | {hidden_size}, {n_layers}, {n_exps} |
+
+The item texts of another shop must be encoded by the same encoder. Then `python finetune.py -d NAME -p THIS_FOLDER`
+fine-tunes the model. With `--epochs=0` it is used without training.
+"""
+
+
 def write_bundle(
     folder: str,
     checkpoint: dict[str, Any],
@@ -75,6 +98,21 @@ def write_bundle(
 def _compact(tensor):
     """Half precision for matrices. Vectors are few and include the largest numbers, so they stay as they are."""
     return tensor.half() if tensor.dim() > 1 and tensor.is_floating_point() else tensor
+
+
+def model_card(folder: str, checkpoint: dict[str, Any], settings: dict[str, Any]) -> str:
+    """The text of a model card: what is known from the checkpoint.
+
+    Args:
+        folder: its name is the name of the model.
+        checkpoint: from `read_checkpoint`.
+        settings: of the checkpoint.
+    """
+    features = {"encoder": "unknown encoder", "pooling": "unknown"} | checkpoint["features"]
+    about = {"name": os.path.basename(os.path.abspath(folder)), "stage": checkpoint.get("train_stage")}
+    about |= {key: settings.get(key) for key in ("dataset", "recipe", "hidden_size", "n_layers", "n_exps")}
+    about |= {key: features[key] for key in ("encoder", "pooling", "width")}
+    return _CARD.format(epoch=checkpoint.get("epoch"), **about)
 
 
 def read_bundle(folder: str) -> dict[str, Any]:

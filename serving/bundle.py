@@ -16,32 +16,10 @@ import torch
 from common.errors import UserError, run_command
 from dataset.preprocessing.texts import read_texts
 from engine.building import build_model, open_dataset
-from engine.bundle import write_bundle
+from engine.bundle import model_card, write_bundle
 from engine.checkpoint import adopt_settings, check_features, load_weights, read_checkpoint, stored_settings
 from engine.config import build_config
 from unisrec import UniSRec
-
-_CARD = """---
-library_name: unisrec
-license: mit
-tags: [sequential-recommendation, text-based-recommendation]
----
-
-# {name}
-
-A UniSRec model: it recommends the next item from the texts of the items before it.
-
-| | |
-|---|---|
-| stage | {stage} |
-| trained on | {dataset}, {epoch} epochs |
-| recipe | {recipe} |
-| text encoder | {encoder}, {pooling} pooling, width {width} |
-| hidden size, layers, experts | {hidden_size}, {n_layers}, {n_exps} |
-
-The item texts of another shop must be encoded by the same encoder. Then `python finetune.py -d NAME -p THIS_FOLDER`
-fine-tunes the model. With `--epochs=0` it is used without training.
-"""
 
 
 def main(argv: list[str]) -> None:
@@ -108,21 +86,6 @@ def items_of(
     texts = read_texts(os.path.join(config["data_path"], f"{name}.text"))
     columns = {"id": names[1:], "text": [texts.get(item, "") for item in names[1:]], "count": counts}
     return pl.DataFrame(columns), vectors
-
-
-def model_card(folder: str, checkpoint: dict[str, Any], settings: dict[str, Any]) -> str:
-    """The text of a model card: what is known from the checkpoint.
-
-    Args:
-        folder: its name is the name of the model.
-        checkpoint: from `read_checkpoint`.
-        settings: of the checkpoint.
-    """
-    features = {"encoder": "unknown encoder", "pooling": "unknown"} | checkpoint["features"]
-    about = {"name": os.path.basename(os.path.abspath(folder)), "stage": checkpoint.get("train_stage")}
-    about |= {key: settings.get(key) for key in ("dataset", "recipe", "hidden_size", "n_layers", "n_exps")}
-    about |= {key: features[key] for key in ("encoder", "pooling", "width")}
-    return _CARD.format(epoch=checkpoint.get("epoch"), **about)
 
 
 if __name__ == "__main__":

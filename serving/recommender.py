@@ -10,12 +10,14 @@ Shapes: B histories, L items of the longest one, N items, D text width, H hidden
 import dataclasses
 import logging
 import os
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 import torch
 import torch.nn.functional as F
+from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,7 +25,7 @@ from torch import Tensor
 from common.errors import UserError, did_you_mean
 from dataset.preprocessing.encoder import Encoder, encode_with
 from dataset.preprocessing.texts import UNKNOWN_TEXT, has_words
-from engine.bundle import ITEMS, VECTORS, read_bundle
+from engine.bundle import ITEMS, VECTORS, model_card, read_bundle, write_bundle
 from layers.encoder import RowsAsBatch
 from serving.model import build_model, shop_of
 from unisrec import UniSRec
@@ -56,16 +58,18 @@ class Recommender:
     be added and removed at any time. This does not change the scores of the other items.
 
     Args:
-        model: in evaluation mode.
-        encoding: `encoder` and `pooling` of the text features that the model was trained on.
-        settings: those of the model, for `save_pretrained`.
+        model: built by `serving.model.build_model`.
+        content: of the bundle, from `engine.bundle.read_bundle`.
 
     Attributes:
         texts: raw id -> text of each item, in the order in which they were added.
+        encoding: `encoder` and `pooling` of the text features that the model was trained on.
+        max_history: how many items of a history the model sees.
     """
 
-    def __init__(self, model: UniSRec, encoding: Mapping[str, Any], settings: Mapping[str, Any]):
-        self.model, self.encoding, self.settings = model.eval(), dict(encoding), dict(settings)
+    def __init__(self, model: UniSRec, content: Mapping[str, Any]):
+        self.model, self._content = model.eval(), dict(content)
+        self.encoding = {"encoder": "minilm"} | (content["features"] or {})
         self.texts: dict[str, str] = {}
         self.max_history = model.max_seq_length
         self._slots: dict[str, int] = {}  # the row of an item in the tables. The row of a removed item stays empty
@@ -83,42 +87,70 @@ class Recommender:
         """Load a bundle.
 
         Args:
-            folder: the bundle.
+            folder: the bundle, or its name on the Hugging Face hub.
             items: raw id -> text of a catalogue, for a bundle without items of its own, as pre-training makes it. The
                 texts are encoded and whitened with the statistics of this catalogue.
 
         Raises:
             UserError: the bundle is damaged, or has no items and none are given, or has items and some are given.
         """
+        folder = _local(folder)
         content = read_bundle(folder)
         has_items = os.path.isfile(os.path.join(folder, ITEMS))
         if has_items and items is not None:
             raise UserError(f"{folder}: has items of its own; load it without items and add new ones with add_items")
         if not has_items and not items:
             raise UserError(f"{folder}: has no items of its own; give those of a catalogue (items)")
-        encoding = {"encoder": "minilm"} | (content["features"] or {})
-        if items is not None:
-            return cls._for_catalogue(folder, content, encoding, items)
+        return cls._with_catalogue(content, items) if items else cls._with_own_items(folder, content)
+
+    @classmethod
+    def _with_own_items(cls, folder, content):
         table, vectors = _read_items(folder)
-        recommender = cls(build_model(content, shop_of(len(table), encoding["width"])), encoding, content["config"])
+        trained = len(content["item_tokens"]) - 1 if content["item_tokens"] else len(table)
+        recommender = cls(build_model(content, shop_of(trained, content["features"]["width"])), content)
         recommender._append(table["id"].to_list(), table["text"].to_list(), vectors, table["count"].to_list())
-        recommender._trained = len(table)
+        recommender._trained = trained
         return recommender
 
     @classmethod
-    def _for_catalogue(cls, folder, content, encoding, items):
+    def _with_catalogue(cls, content, items):
+        encoding = {"encoder": "minilm"} | (content["features"] or {})
         encoder = Encoder(encoding["encoder"], encoding.get("pooling"))
-        features = torch.from_numpy(encode_with(encoder, _readable(items.values())))
-        if content["item_tokens"]:
-            raise UserError(
-                f"{folder}: was trained with item ids; a model for other items must be trained on texts alone"
-            )
-        recommender = cls(
-            build_model(content, shop_of(len(items), encoder.width, features)), encoding, content["config"]
-        )
+        features = _encode(encoder, items.values(), encoding)
+        recommender = cls(build_model(content, shop_of(len(items), encoder.width, features)), content)
         recommender._encoder = encoder
         recommender._append(list(items), list(items.values()), recommender._represent(features), [0] * len(items))
+        recommender._trained = len(items)
         return recommender
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write a bundle with the items as they are now.
+
+        Args:
+            folder: created if it is missing. A model card that is already there is kept.
+        """
+        rows = len(self._ids)
+        texts = ["" if item is None else self.texts[item] for item in self._ids]
+        table = pl.DataFrame(
+            {"id": self._ids, "text": texts, "count": self._counts}, schema_overrides={"id": pl.String}
+        )
+        content = self._content | {"state_dict": self.model.state_dict(), "train_stage": self.model.train_stage}
+        card = model_card(folder, content, content["config"])
+        write_bundle(folder, content, content["config"], card, (table, (self._units * self._lengths)[:rows]))
+
+    def push_to_hub(self, name: str, private: bool = False, token: str | None = None) -> str:
+        """Upload a bundle with the items as they are now to the Hugging Face hub. Returns its address.
+
+        Args:
+            name: such as `me/my-shop`. Created if it is missing.
+            private: of a new repository.
+            token: default: that of `hf auth login`.
+        """
+        api = HfApi(token=token)
+        api.create_repo(name, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(os.path.join(folder, os.path.basename(name)))
+            return str(api.upload_folder(repo_id=name, folder_path=os.path.join(folder, os.path.basename(name))))
 
     # -- items ---------------------------------------------------------------------------------------------------------
 
@@ -158,15 +190,14 @@ class Recommender:
         self._units[start:end], self._lengths[start:end] = vectors / lengths, lengths
         self._ids += ids
         self._counts += counts
-        self.texts |= dict(zip(ids, texts, strict=True))
-        self._slots |= {item: start + number for number, item in enumerate(ids)}
+        self.texts |= {item: text for item, text in zip(ids, texts, strict=True) if item is not None}
+        self._slots |= {item: start + number for number, item in enumerate(ids) if item is not None}
 
     def _encode(self, texts):
         """Encode texts, float32 [n, D]. The encoder is loaded when it is needed first."""
         if self._encoder is None:
             self._encoder = Encoder(self.encoding["encoder"], self.encoding.get("pooling"))
-        vectors = torch.from_numpy(encode_with(self._encoder, _readable(texts)))
-        return F.normalize(vectors, dim=-1) if self.encoding.get("normalised") else vectors
+        return _encode(self._encoder, texts, self.encoding)
 
     @torch.no_grad()
     def _represent(self, features):
@@ -313,8 +344,23 @@ class Recommender:
         return torch.cat([units @ block.T for block in self._units.split(BLOCK)], dim=1)
 
 
-def _readable(texts):
-    return [text if has_words(text) else UNKNOWN_TEXT for text in texts]
+def _encode(encoder, texts, encoding):
+    """Text vectors as those of the training data: float32 [n, D]."""
+    vectors = torch.from_numpy(encode_with(encoder, [text if has_words(text) else UNKNOWN_TEXT for text in texts]))
+    return F.normalize(vectors, dim=-1) if encoding.get("normalised") else vectors
+
+
+def _local(name):
+    """The folder of a bundle. If there is none, it is downloaded from the Hugging Face hub."""
+    if os.path.isdir(name) or name.count("/") != 1 or name.startswith((".", "/")):
+        return name
+    try:
+        return snapshot_download(name)
+    except Exception as failure:  # three libraries raise errors of their own
+        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+        raise UserError(
+            f"{name}: no such folder, and cannot be loaded from the Hugging Face hub ({reason})"
+        ) from failure
 
 
 def _read_items(folder):

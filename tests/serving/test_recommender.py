@@ -1,6 +1,7 @@
 """Recommendations from a bundle: the scores of the checkpoint, and items that come and go."""
 
 import json
+import pathlib
 import shutil
 import zlib
 
@@ -210,6 +211,46 @@ def test_damaged_items(made, tmp_path):
     pl.read_parquet(folder / ITEMS).head(29).write_parquet(folder / ITEMS)
     with pytest.raises(UserError, match=r"29 rows, 30 vectors"):
         Recommender.from_pretrained(str(folder))
+
+
+def test_a_saved_recommender_is_the_same(made, recommender, tmp_path):
+    recommender.add_items({"a": "a new thing", "b": "another"})
+    recommender.remove_items(["a", "Tiny1004"])
+    recommender.save_pretrained(str(tmp_path / "saved"))
+    again = Recommender.from_pretrained(str(tmp_path / "saved"))
+    assert again.texts == recommender.texts
+    for history in (ids(3, 5), ["b"], ["b", *ids(7)]):
+        best, expected = again.recommend(history, k=40), recommender.recommend(history, k=40)
+        assert [item.id for item in best] == [item.id for item in expected] and len(best) >= 28
+        torch.testing.assert_close(*(torch.tensor([item.score for item in each]) for each in (best, expected)))
+    items = {f"sku{number}": f"thing number {number}" for number in range(12)}
+    Recommender.from_pretrained(made["pretrain"][1], items).save_pretrained(str(tmp_path / "shop"))
+    assert Recommender.from_pretrained(str(tmp_path / "shop")).texts == items
+
+
+def test_the_hub_gets_and_gives_a_bundle(recommender, made, monkeypatch):
+    """The hub is replaced by a dict of folders."""
+    hub, calls = {}, []
+
+    class Hub:
+        def __init__(self, token=None):
+            calls.append(token)
+
+        def create_repo(self, name, private, exist_ok):
+            calls.append((name, private, exist_ok))
+
+        def upload_folder(self, repo_id, folder_path):
+            hub[repo_id] = {path.name: path.read_bytes() for path in pathlib.Path(folder_path).iterdir()}
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(serving.recommender, "HfApi", Hub)
+    assert recommender.push_to_hub("me/my-shop", private=True, token="secret") == "https://hub/me/my-shop"
+    assert calls == ["secret", ("me/my-shop", True, True)] and ITEMS in hub["me/my-shop"]
+    assert b"secret" not in b"".join(hub["me/my-shop"].values()) and b"# my-shop" in hub["me/my-shop"]["README.md"]
+    monkeypatch.setattr(serving.recommender, "snapshot_download", {"me/my-shop": made["inductive_ft"][1]}.__getitem__)
+    assert len(Recommender.from_pretrained("me/my-shop")) == 30
+    with pytest.raises(UserError, match="me/none: no such folder, and cannot be loaded from the Hugging Face hub"):
+        Recommender.from_pretrained("me/none")
 
 
 def test_finetuning_leaves_a_bundle_beside_its_checkpoint(made, tmp_path):
