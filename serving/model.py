@@ -2,6 +2,7 @@
 
 import types
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,12 +59,23 @@ def build_model(content: dict[str, Any], shop: Any) -> UniSRec:
         shop: from `shop_of`. Without text vectors, the whitening is that of the bundle.
     """
     stage = "inductive_ft" if content["train_stage"] == "pretrain" else content["train_stage"]
-    defaults = settle("finetune", {"train_stage": stage}).values()
-    settings: dict[str, Any] = defaultdict(lambda: None, defaults | _COLUMNS | content["config"])
-    settings |= {"train_stage": stage, "device": torch.device("cpu")}
-    model = UniSRec(settings, shop)
+    model = untrained_model(shop, {**content["config"], "train_stage": stage})
     load_weights(model, content, "the bundle", content["item_tokens"])
     whitening = {name: tensor for name, tensor in content["state_dict"].items() if name.startswith("whitening.")}
     if whitening:
         model.load_state_dict(whitening, strict=False)
     return model.eval()
+
+
+def untrained_model(shop: Any, settings: Mapping[str, Any] | None = None) -> UniSRec:
+    """A model with new weights.
+
+    Args:
+        shop: from `shop_of`.
+        settings: the defaults of fine-tuning for those that are missing. `train_stage` is `inductive_ft` by default.
+    """
+    given = {"train_stage": "inductive_ft", **(settings or {})}
+    defaults = settle("finetune", {"train_stage": given["train_stage"]}).values()
+    values: dict[str, Any] = defaultdict(lambda: None, defaults | _COLUMNS | given)
+    values["device"] = torch.device("cpu")
+    return UniSRec(values, shop).eval()

@@ -77,6 +77,7 @@ class Recommender:
         self._counts: list[int] = []  # how often the item of each row occurs in the training data
         self._units = torch.zeros(0, model.hidden_size)  # whole blocks, padded with zeros
         self._lengths = torch.zeros(0, 1)
+        self._present = torch.zeros(0, dtype=torch.bool)  # whether a row has an item
         self._trained = 0  # the first rows are the items that the model was trained on
         self._encoder: Encoder | None = None
 
@@ -108,7 +109,7 @@ class Recommender:
         table, vectors = _read_items(folder)
         trained = len(content["item_tokens"]) - 1 if content["item_tokens"] else len(table)
         recommender = cls(build_model(content, shop_of(trained, content["features"]["width"])), content)
-        recommender._append(table["id"].to_list(), table["text"].to_list(), vectors, table["count"].to_list())
+        recommender.append(table["id"].to_list(), table["text"].to_list(), vectors, table["count"].to_list())
         recommender._trained = trained
         return recommender
 
@@ -119,7 +120,7 @@ class Recommender:
         features = _encode(encoder, items.values(), encoding)
         recommender = cls(build_model(content, shop_of(len(items), encoder.width, features)), content)
         recommender._encoder = encoder
-        recommender._append(list(items), list(items.values()), recommender._represent(features), [0] * len(items))
+        recommender.append(list(items), list(items.values()), recommender._represent(features), [0] * len(items))
         recommender._trained = len(items)
         return recommender
 
@@ -167,7 +168,7 @@ class Recommender:
             return
         vectors = self._represent(self._encode(items.values()))
         self.remove_items([item for item in items if item in self.texts])
-        self._append(list(items), list(items.values()), vectors, [0] * len(items))
+        self.append(list(items), list(items.values()), vectors, [0] * len(items))
 
     def remove_items(self, ids: Collection[str]) -> None:
         """Remove items. They are no longer recommended, and unknown in a history.
@@ -180,14 +181,24 @@ class Recommender:
             assert item is not None
             del self.texts[item], self._slots[item]
             self._ids[slot] = None
+            self._present[slot] = False
 
-    def _append(self, ids, texts, vectors, counts):
+    def append(self, ids: Sequence[str | None], texts: Sequence[str], vectors: Tensor, counts: Sequence[int]) -> None:
+        """Add n items whose representations are known.
+
+        Args:
+            ids: the raw ids, all new. None is an empty row.
+            texts: their texts.
+            vectors: float32 [n, H].
+            counts: how often each occurs in the training data.
+        """
         start, end = len(self._ids), len(self._ids) + len(ids)
-        room = -(-end // BLOCK) * BLOCK - len(self._units)
-        self._units = F.pad(self._units, (0, 0, 0, max(room, 0)))
-        self._lengths = F.pad(self._lengths, (0, 0, 0, max(room, 0)))
+        room = max(-(-end // BLOCK) * BLOCK - len(self._units), 0)
+        self._units, self._lengths = (F.pad(table, (0, 0, 0, room)) for table in (self._units, self._lengths))
+        self._present = F.pad(self._present, (0, room))
         lengths = vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         self._units[start:end], self._lengths[start:end] = vectors / lengths, lengths
+        self._present[start:end] = torch.tensor([item is not None for item in ids])
         self._ids += ids
         self._counts += counts
         self.texts |= {item: text for item, text in zip(ids, texts, strict=True) if item is not None}
@@ -245,10 +256,10 @@ class Recommender:
         single = all(isinstance(item, str) for item in history)
         histories = [history] if single else history
         rows = [self._rows(each, on_unknown) for each in histories]
-        candidates = torch.zeros(len(self._units), dtype=torch.bool)
-        candidates[
-            [self._slot(item, "allowed") for item in allowed] if allowed is not None else list(self._slots.values())
-        ] = True
+        candidates = self._present
+        if allowed is not None:
+            candidates = torch.zeros_like(candidates)
+            candidates[[self._slot(item, "allowed") for item in allowed]] = True
         found = []
         for start in range(0, len(rows), batch_size):
             found += self._best(rows[start : start + batch_size], k, candidates, exclude_history)
@@ -278,6 +289,18 @@ class Recommender:
         scores = self._scores([self._rows(history, on_unknown)])[0]
         return scores[[self._slot(item, "ids") for item in ids]].tolist()
 
+    def nearest_of(self, history: Sequence[str], ids: Sequence[str]) -> list[str | None]:
+        """For each of the items `ids`, the item of the history whose representation has the highest cosine with it.
+
+        It explains a recommendation. Unknown items of the history are skipped. None if no item of the history is known.
+        """
+        known = [item for item in history if item in self._slots]
+        if not known:
+            return [None] * len(ids)
+        units = self._units[[self._slot(item, "ids") for item in ids]]
+        best = (units @ self._units[[self._slots[item] for item in known]].T).argmax(1)
+        return [known[number] for number in best.tolist()]
+
     def similar(self, item: str, k: int = 10) -> list[Recommendation]:
         """The items whose representation has the highest cosine with that of an item.
 
@@ -290,8 +313,9 @@ class Recommender:
         slot = self._slots.get(item)
         unit = F.normalize(self._represent(self._encode([item])), dim=-1) if slot is None else self._units[slot, None]
         scores = self._products(unit)[0]
-        empty = [number for number, own in enumerate(self._ids) if own is None]
-        scores[[*empty, *range(len(self._ids), len(scores)), *([] if slot is None else [slot])]] = -torch.inf
+        scores.masked_fill_(~self._present, -torch.inf)
+        if slot is not None:
+            scores[slot] = -torch.inf
         best = scores.topk(min(k, len(scores)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [self._recommendation(slot, value, "model") for slot, value in pairs if value > -torch.inf]
@@ -325,7 +349,8 @@ class Recommender:
 
     def _model_scores(self, ids, lengths):
         """Scores for histories of rows + 1, int64 [B, L], padded with 0."""
-        vectors = F.embedding((ids - 1).clamp(min=0), self._units * self._lengths)  # [B, L, H]
+        rows = (ids - 1).clamp(min=0)
+        vectors = F.embedding(rows, self._units) * F.embedding(rows, self._lengths)  # [B, L, H]
         model = self.model
         states = model.encode_last(vectors, lengths)
         if model.history_mean is not None:

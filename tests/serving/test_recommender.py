@@ -3,16 +3,13 @@
 import json
 import pathlib
 import shutil
-import zlib
 
-import numpy as np
 import polars as pl
 import pytest
 import torch
 from recbole.data.interaction import Interaction
 
 import finetune
-import pretrain
 import recommend
 import serving.recommender
 from common.errors import UserError
@@ -22,55 +19,15 @@ from engine.checkpoint import adopt_settings, load_weights, read_checkpoint
 from engine.config import build_config
 from serving import bundle
 from serving.recommender import BLOCK, Recommender
-from tests.conftest import SMALL, WIDTH, write_mix, write_tiny
+from tests.conftest import SMALL
+from tests.serving.conftest import ids
 from unisrec import UniSRec
-
-
-class FakeEncoder:
-    """The vector of a text is drawn with the text as the seed."""
-
-    width = WIDTH
-
-    def __init__(self, encoder, pooling):
-        assert (encoder, pooling) == ("test", "CLS")
-
-
-def encode_with(encoder, texts):
-    drawn = [np.random.default_rng(zlib.crc32(text.encode())).normal(size=WIDTH) for text in texts]
-    return np.array(drawn, np.float32).reshape(-1, WIDTH)
-
-
-@pytest.fixture(autouse=True)
-def _fake_encoder(monkeypatch):
-    monkeypatch.setattr(serving.recommender, "Encoder", FakeEncoder)
-    monkeypatch.setattr(serving.recommender, "encode_with", encode_with)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """(checkpoint, bundle) of each stage, and the folder of the data."""
-    folder = tmp_path_factory.mktemp("made")
-    tiny, mix = write_tiny(folder / "downstream"), write_mix(folder / "pretrain")
-    pretrain.main(["-d", "Mix", f"--data_path={mix}", f"--checkpoint_dir={folder}/pre", "--epochs=1", *SMALL])
-    found = {"data": tiny, "pretrain": (f"{folder}/pre/UniSRec-Mix-1.pth", f"{folder}/pretrained")}
-    bundle.main(["-p", found["pretrain"][0], "--out", found["pretrain"][1]])
-    for stage in ("inductive_ft", "transductive_ft"):
-        options = [f"--train_stage={stage}", "--epochs=3", f"--checkpoint_dir={folder}/{stage}", *SMALL]
-        finetune.main(["-d", "Tiny", f"--data_path={tiny}", *options])
-        (path,) = map(str, (folder / stage).glob("*.pth"))
-        bundle.main(["-p", path, "-d", "Tiny", "--data_path", tiny, "--out", f"{folder}/{stage}-bundle"])
-        found[stage] = path, f"{folder}/{stage}-bundle"
-    return found
 
 
 @pytest.fixture
 def recommender(made):
     """The recommender of the transductive model."""
     return Recommender.from_pretrained(made["transductive_ft"][1])
-
-
-def ids(*numbers):
-    return [f"Tiny{1000 + number}" for number in numbers]
 
 
 def scores_of_checkpoint(made, stage, histories):
@@ -195,6 +152,12 @@ def test_mistakes(recommender, call, message):
         call(recommender)
     assert str(error.value).startswith(message)
     assert len(recommender) == 30, "nothing was removed"
+
+
+def test_the_nearest_item_of_the_history_explains(recommender):
+    recommender.add_items({"a": "one thing", "b": "one thing"})
+    assert recommender.nearest_of(["Tiny1003", "a", "nobody"], ["b", "Tiny1003"]) == ["a", "Tiny1003"]
+    assert recommender.nearest_of(["nobody"], ["b"]) == [None] and recommender.nearest_of([], []) == []
 
 
 def test_a_long_history_counts_with_its_newest_items(recommender):

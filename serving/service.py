@@ -1,0 +1,362 @@
+"""The HTTP service of a bundle. `serve.py` starts it."""
+
+import asyncio
+import contextlib
+import dataclasses
+import hmac
+import importlib.resources
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+
+from common.errors import UserError
+from serving.journal import Journal
+from serving.recommender import Recommender
+
+MAX_BODY = 1 << 20  # bytes of a request
+MAX_HISTORY = 1000  # items of a history
+MAX_K = 1000
+MAX_ITEMS = 1000  # items of a request
+MAX_TEXT = 10_000  # characters
+TOGETHER = 64  # requests that are encoded together
+
+Id = Annotated[str, Field(min_length=1, max_length=256)]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class RecommendRequest(_Strict):
+    """A history, oldest item first, and what to recommend for it."""
+
+    history: Annotated[list[Id], Field(max_length=MAX_HISTORY)]
+    k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
+    exclude_history: bool = True
+    allowed: Annotated[list[Id], Field(max_length=MAX_ITEMS)] | None = None
+    on_unknown: Literal["error", "skip"] = "error"
+    explain: bool = False
+
+
+class SimilarRequest(_Strict):
+    """An item id or any text."""
+
+    item: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+    k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
+
+
+class Item(_Strict):
+    """An item of the catalogue."""
+
+    id: Id
+    text: Text
+
+
+class AddRequest(_Strict):
+    """Items to add. Known items get the new text."""
+
+    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+class Shop:
+    """The recommender that is in use, and its changes on the disk. Only one thread at a time uses the recommender.
+
+    Args:
+        folder: the bundle.
+        load: loads the recommender of a bundle.
+    """
+
+    def __init__(self, folder: str, load: Callable[[str], Recommender] = Recommender.from_pretrained):
+        self.folder, self._load, self._lock = folder, load, threading.Lock()
+        self.journal, self.recommender = self._open()
+
+    def _open(self):
+        journal, recommender = Journal(self.folder), self._load(self.folder)
+        journal.replay(recommender)
+        return journal, recommender
+
+    def reload(self) -> None:
+        """Take over the bundle as it is on the disk now. Until it is loaded, the old one answers."""
+        with self._lock:  # no item is added or removed meanwhile
+            journal, recommender = self._open()
+            self.journal, self.recommender = journal, recommender
+
+    def recommend(self, requests: list[RecommendRequest]) -> list[Any]:
+        """The answer to each request: a list of `Recommendation`, or a `UserError`."""
+        groups: dict[tuple, list[int]] = {}
+        for number, request in enumerate(requests):
+            allowed = None if request.allowed is None else tuple(request.allowed)
+            groups.setdefault((request.k, request.exclude_history, allowed, request.on_unknown), []).append(number)
+        answers: list[Any] = [None] * len(requests)
+        with self._lock:
+            for (k, exclude, allowed, on_unknown), numbers in groups.items():
+                options = {"exclude_history": exclude, "allowed": allowed, "on_unknown": on_unknown}
+                for number, found in zip(numbers, self._together(requests, numbers, k, options), strict=True):
+                    answers[number] = found
+        return answers
+
+    def _together(self, requests, numbers, k, options):
+        histories = [requests[number].history for number in numbers]
+        try:
+            return self.recommender.recommend(histories, k, **options)
+        except UserError:  # find out which history it is
+            return [self._alone(history, k, options) for history in histories]
+
+    def _alone(self, history, k, options):
+        try:
+            return self.recommender.recommend([history], k, **options)[0]
+        except UserError as error:
+            return error
+
+    def explain(self, history: list[str], ids: list[str]) -> list[str | None]:
+        """See `Recommender.nearest_of`. An item that was removed meanwhile has no explanation."""
+        with self._lock:
+            if all(item in self.recommender.texts for item in ids):
+                return self.recommender.nearest_of(history, ids)
+        return [None] * len(ids)
+
+    def similar(self, item: str, k: int) -> list[Any]:
+        with self._lock:
+            return self.recommender.similar(item, k)
+
+    def add(self, items: dict[str, str]) -> int:
+        """Add items. Returns the number of items afterwards."""
+        with self._lock:
+            self.recommender.add_items(items)
+            self.journal.add(items)
+            return len(self.recommender)
+
+    def remove(self, ids: list[str]) -> int:
+        """Remove items. Returns the number of items afterwards."""
+        with self._lock:
+            self.recommender.remove_items(list(dict.fromkeys(ids)))
+            self.journal.remove(ids)
+            return len(self.recommender)
+
+    def search(self, query: str, limit: int) -> list[dict[str, str]]:
+        """The first items whose id or text contains all words of the query, without regard to case."""
+        words, found = query.casefold().split(), []
+        with self._lock:
+            for item, text in self.recommender.texts.items():
+                content = f"{item} {text}".casefold()
+                if all(word in content for word in words):
+                    found.append({"id": item, "text": text})
+                    if len(found) == limit:
+                        break
+        return found
+
+
+class Batcher:
+    """Collects the requests that arrive while others are computed, and has them computed together."""
+
+    def __init__(self, shop: Shop):
+        self.shop, self._queue = shop, asyncio.Queue[tuple[RecommendRequest, asyncio.Future]]()
+
+    async def recommend(self, request: RecommendRequest) -> list[Any]:
+        """The recommendations for a request.
+
+        Raises:
+            UserError: see `Recommender.recommend`.
+        """
+        answer = asyncio.get_running_loop().create_future()
+        await self._queue.put((request, answer))
+        return await answer
+
+    async def run(self) -> None:
+        """Answer requests until the task is cancelled."""
+        while True:
+            waiting = [await self._queue.get()]
+            while len(waiting) < TOGETHER and not self._queue.empty():
+                waiting.append(self._queue.get_nowait())
+            try:
+                answers = await asyncio.to_thread(self.shop.recommend, [request for request, _ in waiting])
+            except Exception as error:  # each of them is told
+                answers = [error] * len(waiting)
+            for (_, future), answer in zip(waiting, answers, strict=True):
+                if future.done():  # the client has gone
+                    continue
+                if isinstance(answer, Exception):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
+
+
+class Metrics:
+    """The figures at /metrics."""
+
+    def __init__(self, shop: Shop):
+        self.registry = CollectorRegistry()
+        self.requests = Counter("unisrec_requests", "Requests", ["path", "status"], registry=self.registry)
+        self.seconds = Histogram("unisrec_request_seconds", "Seconds per request", ["path"], registry=self.registry)
+        items = Gauge("unisrec_items", "Items in the catalogue", registry=self.registry)
+        items.set_function(lambda: len(shop.recommender))
+
+
+def create_app(shop: Shop, token: str | None = None) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        shop: the bundle in use.
+        token: what a request needs to change items or to reload the bundle, as `Authorization: Bearer TOKEN`. None:
+            nothing.
+    """
+    batcher, metrics = Batcher(shop), Metrics(shop)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(batcher.run())
+        yield
+        task.cancel()
+
+    app = FastAPI(title="UniSRec", version="1", lifespan=lifespan)
+    app.middleware("http")(_measure(metrics))
+    app.add_middleware(_BodyLimit)
+
+    @app.exception_handler(UserError)
+    async def _mistake(_: Request, error: UserError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 400)
+
+    def may_write(authorization: Annotated[str, Header()] = "") -> None:
+        if token is not None and not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
+            raise HTTPException(401, "expected Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+
+    _add_reading(app, shop, batcher)
+    _add_writing(app, shop, Depends(may_write))
+    _add_operations(app, shop, metrics)
+    page = importlib.resources.files("serving") / "page"
+    app.mount("/", StaticFiles(directory=str(page), html=True), name="page")
+    return app
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {400: {"description": "A mistake in the request"}}
+_DENIED: dict[int | str, dict[str, Any]] = {401: {"description": "The token is missing or wrong"}}
+
+
+def _add_reading(app: FastAPI, shop: Shop, batcher: Batcher) -> None:
+    @app.post("/v1/recommend", responses=_ERRORS)
+    async def recommend(request: RecommendRequest) -> dict[str, Any]:
+        """Recommend items for a history. An empty history gets the most popular items.
+
+        With `explain`, each item names the nearest item of the history (`because`).
+        """
+        items = [dataclasses.asdict(item) for item in await batcher.recommend(request)]
+        if request.explain:
+            names = shop.explain(request.history, [item["id"] for item in items])
+            items = [item | {"because": name} for item, name in zip(items, names, strict=True)]
+        return {"items": items}
+
+    @app.post("/v1/similar", responses=_ERRORS)
+    def similar(request: SimilarRequest) -> dict[str, Any]:
+        """The items that are nearest to an item, or to any text."""
+        return {"items": shop.similar(request.item, request.k)}
+
+    @app.get("/v1/items")
+    def search(
+        query: Annotated[str, Query(max_length=200)] = "", limit: Annotated[int, Query(ge=1, le=MAX_ITEMS)] = 20
+    ) -> dict[str, Any]:
+        """Search the catalogue."""
+        return {"items": shop.search(query, limit), "total": len(shop.recommender)}
+
+    @app.get("/v1/model")
+    def model() -> dict[str, Any]:
+        """What is in use, and the limits of the service."""
+        recommender = shop.recommender
+        limits = {"history": MAX_HISTORY, "k": MAX_K, "items": MAX_ITEMS, "text": MAX_TEXT, "body": MAX_BODY}
+        about = {"stage": recommender.model.train_stage, "encoder": recommender.encoding.get("encoder")}
+        return about | {"items": len(recommender), "max_history": recommender.max_history, "limits": limits}
+
+
+def _add_writing(app: FastAPI, shop: Shop, may_write: Any) -> None:
+    @app.post("/v1/items", dependencies=[may_write], responses=_ERRORS | _DENIED)
+    def add(request: AddRequest) -> dict[str, int]:
+        """Add items, or give known items a new text. They survive a restart."""
+        return {"total": shop.add({item.id: item.text for item in request.items})}
+
+    @app.delete("/v1/items", dependencies=[may_write], responses=_ERRORS | _DENIED)
+    def remove(id: Annotated[list[Id], Query(min_length=1, max_length=MAX_ITEMS)]) -> dict[str, int]:
+        """Remove items."""
+        return {"total": shop.remove(id)}
+
+    @app.post("/v1/model/reload", dependencies=[may_write], responses=_ERRORS | _DENIED)
+    def reload() -> dict[str, int]:
+        """Take over the bundle as it is on the disk now. Until it is loaded, the old one answers."""
+        shop.reload()
+        return {"total": len(shop.recommender)}
+
+
+def _add_operations(app: FastAPI, shop: Shop, metrics: Metrics) -> None:
+    @app.get("/healthz", response_class=PlainTextResponse)
+    def healthz() -> str:
+        """The process is alive."""
+        return "ok"
+
+    @app.get("/readyz", response_class=PlainTextResponse)
+    def readyz() -> str:
+        """The bundle is loaded."""
+        return f"ok, {len(shop.recommender)} items"
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    def show_metrics() -> Response:
+        """Requests, seconds and items, for Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _measure(metrics: Metrics) -> Callable:
+    """A middleware that counts requests, and sets the headers of a page that loads nothing from elsewhere."""
+
+    async def measure(request: Request, call_next: Callable) -> Response:
+        start = time.perf_counter()
+        response = await call_next(request)
+        route = request.scope.get("route")
+        path = getattr(route, "path", "other") or "/"
+        metrics.seconds.labels(path).observe(time.perf_counter() - start)
+        metrics.requests.labels(path, str(response.status_code)).inc()
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        if not request.url.path.startswith("/docs"):
+            response.headers["Content-Security-Policy"] = (
+                "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
+            )
+        return response
+
+    return measure
+
+
+class _BodyLimit:
+    """Refuses a request with a body above `MAX_BODY` bytes, also if its length is not announced."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > MAX_BODY:
+                detail = f"the body has more than {MAX_BODY:,} bytes; send less at once"
+                await JSONResponse({"detail": detail}, 413)(scope, receive, send)
+                return
+        sent = False
+
+        async def replay():
+            nonlocal sent
+            if sent:
+                return await receive()
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.app(scope, replay, send)

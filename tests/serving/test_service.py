@@ -1,0 +1,215 @@
+"""The HTTP service: its answers, limits, token, and what survives a restart."""
+
+import json
+import shutil
+import threading
+
+import pytest
+from fastapi.testclient import TestClient
+
+import serve
+from serving.journal import NAME
+from serving.recommender import Recommender
+from serving.service import MAX_BODY, MAX_HISTORY, MAX_ITEMS, MAX_K, MAX_TEXT, RecommendRequest, Shop, create_app
+from tests.serving.conftest import ids
+
+TOKEN = "0123456789abcdef-token"
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A bundle of this test's own."""
+    return str(shutil.copytree(made["transductive_ft"][1], tmp_path / "bundle"))
+
+
+@pytest.fixture
+def open_client(folder):
+    """Start the service on the bundle; returns a client. Called again, it is a restart."""
+    clients = []
+
+    def start(token=None, where=folder):
+        client = TestClient(create_app(Shop(where), token))
+        client.__enter__()
+        clients.append(client)
+        return client
+
+    yield start
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+def found(response):
+    assert response.status_code == 200, response.text
+    return [item["id"] for item in response.json()["items"]]
+
+
+def test_recommendations_are_those_of_the_recommender(open_client, folder):
+    client, recommender = open_client(), Recommender.from_pretrained(folder)
+    response = client.post("/v1/recommend", json={"history": ids(3, 4), "k": 5})
+    expected = recommender.recommend(ids(3, 4), k=5)
+    assert found(response) == [item.id for item in expected]
+    assert response.json()["items"][0] == {
+        "id": expected[0].id, "score": pytest.approx(expected[0].score), "text": expected[0].text, "source": "model"
+    }  # fmt: skip
+    assert len(found(client.post("/v1/recommend", json={"history": ids(3)}))) == 10
+    assert set(found(client.post("/v1/recommend", json={"history": ids(3), "allowed": ids(5, 6)}))) == set(ids(5, 6))
+    kept = {"history": ids(3), "k": 30, "exclude_history": False}
+    assert len(found(client.post("/v1/recommend", json=kept))) == 30
+    skipped = {"history": ["x", *ids(3)], "on_unknown": "skip", "k": 5}
+    assert found(client.post("/v1/recommend", json=skipped)) == [item.id for item in recommender.recommend(ids(3), k=5)]
+    explained = client.post("/v1/recommend", json={"history": ids(3, 20), "explain": True}).json()["items"]
+    assert {item["because"] for item in explained} == set(ids(3, 20))
+    popular = client.post("/v1/recommend", json={"history": [], "explain": True}).json()["items"]
+    assert {item["source"] for item in popular} == {"popularity"} and {item["because"] for item in popular} == {None}
+
+
+def test_requests_that_arrive_together_get_their_own_answers(folder):
+    shop = Shop(folder)
+    requests = [RecommendRequest(history=ids(number), k=3 + number % 2) for number in range(8)]
+    requests += [RecommendRequest(history=["x"]), RecommendRequest(history=ids(9), allowed=ids(1))]
+    answers = shop.recommend(requests)
+    for request, answer in zip(requests, answers, strict=True):
+        if request.history == ["x"]:
+            assert "unknown item 'x'" in str(answer)
+        else:
+            alone = shop.recommender.recommend(request.history, request.k, allowed=request.allowed)
+            assert [item.id for item in answer] == [item.id for item in alone]
+
+
+def test_many_clients_at_once(open_client, folder):
+    client, recommender, failures = open_client(), Recommender.from_pretrained(folder), []
+
+    def ask(number):
+        expected = [item.id for item in recommender.recommend(ids(number), k=4)]
+        for _ in range(5):
+            if found(client.post("/v1/recommend", json={"history": ids(number), "k": 4})) != expected:
+                failures.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_items_survive_a_restart_and_a_cut_line(open_client, folder):
+    client = open_client()
+    texts = [{"id": "new", "text": "Ein Löffel <script>"}, {"id": "gone", "text": "a fork"}]
+    assert client.post("/v1/items", json={"items": texts}).json() == {"total": 32}
+    assert client.delete("/v1/items", params={"id": ["gone", "Tiny1004"]}).json() == {"total": 30}
+    assert client.get("/v1/items", params={"query": "löffel"}).json() == {"items": texts[:1], "total": 30}
+    before = client.post("/v1/recommend", json={"history": ["new"]}).json()["items"]
+    with open(f"{folder}/{NAME}", "ab") as file:
+        file.write(b'{"add": {"never acknow')  # killed while writing
+    again = open_client()
+    assert again.get("/v1/items").json()["total"] == 30
+    after = again.post("/v1/recommend", json={"history": ["new"]}).json()["items"]
+    assert [item | {"score": pytest.approx(item["score"], abs=1e-6)} for item in before] == after
+    assert again.post("/v1/items", json={"items": [{"id": "gone", "text": "a fork"}]}).json() == {"total": 31}
+    assert open_client().get("/v1/items", params={"query": "FORK gone"}).json()["total"] == 31
+    assert [sorted(json.loads(line)) for line in open(f"{folder}/{NAME}")] == [["add"], ["remove"], ["add"]]
+
+
+def test_a_new_bundle_is_taken_over(open_client, folder, made):
+    client = open_client()
+    assert client.get("/v1/model").json()["stage"] == "transductive_ft"
+    shutil.copytree(made["inductive_ft"][1], folder, dirs_exist_ok=True)
+    assert client.get("/v1/model").json()["stage"] == "transductive_ft"
+    assert client.post("/v1/model/reload").json() == {"total": 30}
+    assert client.get("/v1/model").json()["stage"] == "inductive_ft"
+
+
+@pytest.mark.parametrize("given", [None, "Bearer wrong-wrong-wrong", TOKEN, f"Bearer {TOKEN}x"])
+def test_changes_need_the_token(open_client, given):
+    client = open_client(TOKEN)
+    headers = {"Authorization": given} if given else {}
+    item = {"items": [{"id": "new", "text": "a spoon"}]}
+    for response in (
+        client.post("/v1/items", json=item, headers=headers),
+        client.delete("/v1/items", params={"id": "Tiny1001"}, headers=headers),
+        client.post("/v1/model/reload", headers=headers),
+    ):
+        assert response.status_code == 401 and TOKEN not in response.text
+    assert client.get("/v1/items").json()["total"] == 30, "reading needs no token"
+    assert client.post("/v1/items", json=item, headers={"Authorization": f"Bearer {TOKEN}"}).json() == {"total": 31}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"history": ["nobody"]}, 400, "history: unknown item 'nobody'"),
+        ({"history": [], "allowed": ["nobody"]}, 400, "allowed: unknown item 'nobody'"),
+        ({"history": ["x"] * (MAX_HISTORY + 1)}, 422, f"at most {MAX_HISTORY}"),
+        ({"history": [], "allowed": ["x"] * (MAX_ITEMS + 1)}, 422, f"at most {MAX_ITEMS}"),
+        ({"history": [], "k": 0}, 422, "greater than or equal to 1"),
+        ({"history": [], "k": MAX_K + 1}, 422, f"less than or equal to {MAX_K}"),
+        ({"history": [""]}, 422, "at least 1 character"),
+        ({"history": [], "hist": 1}, 422, "Extra inputs are not permitted"),
+        ({"history": "Tiny1001"}, 422, "valid list"),
+        ({}, 422, "Field required"),
+        (b"{", 422, "JSON decode error"),
+        (b"[" * 100_000, 400, "error parsing the body"),
+        (b" " * (MAX_BODY + 1), 413, f"{MAX_BODY:,}"),
+    ],
+)
+def test_mistakes_say_what_is_expected(open_client, body, status, message):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = open_client().post("/v1/recommend", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == status and message in response.text
+
+
+def test_mistakes_of_other_calls(open_client):
+    client = open_client()
+    long = client.post("/v1/items", json={"items": [{"id": "a", "text": "x" * (MAX_TEXT + 1)}]})
+    assert long.status_code == 422 and f"at most {MAX_TEXT}" in long.text
+    assert client.post("/v1/items", json={"items": []}).status_code == 422
+    missing = client.delete("/v1/items", params={"id": ["Tiny1001", "nobody"]})
+    assert missing.status_code == 400 and "unknown item 'nobody'" in missing.text
+    assert client.get("/v1/items").json()["total"] == 30, "nothing was removed"
+    assert client.post("/v1/similar", json={"item": "a spoon", "k": 3}).status_code == 200
+    assert client.post("/v1/similar", json={"item": ""}).status_code == 422
+    assert client.get("/v1/nothing").status_code == 404
+
+
+def test_operations_and_the_page(open_client):
+    client = open_client()
+    assert client.get("/healthz").text == "ok" and client.get("/readyz").text == "ok, 30 items"
+    client.post("/v1/recommend", json={"history": ["nobody"]})
+    text = client.get("/metrics").text
+    assert 'unisrec_requests_total{path="/v1/recommend",status="400"} 1.0' in text and "unisrec_items 30.0" in text
+    page = client.get("/")
+    assert (
+        page.headers["content-type"].startswith("text/html")
+        and "default-src 'self'" in page.headers["content-security-policy"]
+    )
+    for name in ("app.js", "style.css"):
+        assert name in page.text and client.get(f"/{name}").status_code == 200
+    assert "http" not in page.text.replace("http-equiv", ""), "nothing is loaded from elsewhere"
+    script = client.get("/app.js").text
+    assert "innerHTML" not in script and "insertAdjacentHTML" not in script, "texts of a catalogue are no HTML"
+    assert "/v1/recommend" in client.get("/openapi.json").json()["paths"]
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_refuses_what_is_unsafe_or_missing(refused, folder, tmp_path):
+    assert "others could change the items" in refused(serve.main, folder, "--host", "0.0.0.0")
+    (tmp_path / "short").write_text("secret\n")
+    message = refused(serve.main, folder, "--token_file", tmp_path / "short")
+    assert "expected at least 16 ASCII characters" in message and "secret" not in message
+    assert "No such file" in refused(serve.main, folder, "--token_file", tmp_path / "none")
+    assert "no such folder" in refused(serve.main, tmp_path / "none")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_the_command_serves(monkeypatch, folder, capsys, host):
+    import uvicorn
+
+    served = []
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: served.append((app, options)))
+    serve.main([folder, "--host", host, "--port", "8123"])
+    ((app, options),) = served
+    assert (options["host"], options["port"]) == (host, 8123) and app.title == "UniSRec"
+    assert f"30 items: http://{host}:8123" in capsys.readouterr().out
