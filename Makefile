@@ -8,16 +8,20 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast check bench clean
+.PHONY: help install demo app test test-fast check bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo "  PYTHON=python3.12 chooses the interpreter, VENV=dir the environment, ARGS='...' goes to demo, the tests and bench"
+	@echo "  PYTHON=python3.12 chooses the interpreter, VENV=dir the environment, ARGS='...' goes to demo, app, the tests and bench"
 
 install: $(STAMP) ## create the virtual environment and install the pinned requirements
 
 demo: $(STAMP) ## run the whole model on a small example
 	$(RUN) demo.py $(ARGS)
+
+app: $(STAMP) ## serve the page on the bundle of the demo (run the demo first)
+	@test -d saved/demo/bundle || { echo "saved/demo/bundle: no such folder; run make demo first" >&2; exit 1; }
+	$(RUN) serve.py saved/demo/bundle $(ARGS)
 
 # Each process has one thread: the models of the tests are so small that threads would mostly wait for one another.
 # loadfile: the tests of a file run in one process, so its fixtures are made once.

@@ -1,0 +1,30 @@
+"""The examples run from any folder, and say what they should."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from engine.settings import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def run(example, *words, folder):
+    command = [sys.executable, os.path.join(ROOT, "examples", example), *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def test_from_csv_files_to_an_answered_request(tmp_path):
+    lines = run("own_shop.py", tmp_path / "shop", folder=tmp_path).splitlines()
+    after = lines.index("recommended:") + 1
+    recommended = [line.split("  ")[-1] for line in lines[after : after + 5]]
+    assert len(set(recommended)) == 5 and "Porzellantasse, rot. Tasse." not in recommended, "it is in the history"
+    assert lines[lines.index("near the new product:") + 1].strip().startswith("Porzellantasse, ")
+    (bundle,) = {path.parent for path in tmp_path.glob("shop/saved/*/model.safetensors")}
+    for total in (73, 73):  # the added product survives the restart
+        served = run("serve_shop.py", bundle, "TA-101", folder=tmp_path).splitlines()
+        assert f"{{'total': {total}}}" in served and len(served) == 6
+    assert "72 items" not in served[0] and "73 items" in served[0]
