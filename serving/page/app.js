@@ -16,10 +16,12 @@ function show(list, items, note, act) {
   list.replaceChildren(...items.map((item) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = item.text || item.id;
+    button.title = item.text;
+    const text = document.createElement("span");
+    text.textContent = item.text || item.id;
     const small = document.createElement("small");
     small.textContent = note(item);
-    button.append(small);
+    button.append(text, small);
     button.addEventListener("click", () => act(item));
     const row = document.createElement("li");
     row.append(button);
@@ -67,6 +69,8 @@ function add(item) {
 }
 
 function changed() {
+  // so that a history can be bookmarked
+  window.history.replaceState(null, "", `#${history.map((item) => encodeURIComponent(item.id)).join(",")}`);
   show(element("history"), history, (item) => item.id, (item) => {
     history.splice(history.indexOf(item), 1);
     changed();
@@ -93,4 +97,8 @@ call("v1/model").then((model) => {
   element("about").textContent = `${model.items.toLocaleString("en")} items, text encoder ${model.encoder}`;
 }).catch((error) => { element("about").textContent = error.message; });
 search("");
-changed();
+const bookmarked = location.hash.slice(1).split(",").filter(Boolean).map(decodeURIComponent);
+Promise.all(bookmarked.map((id) => call(`v1/items?limit=1000&query=${encodeURIComponent(id)}`))).then((answers) => {
+  const found = answers.map((answer, number) => answer.items.find((item) => item.id === bookmarked[number]));
+  history.push(...found.filter(Boolean));
+}).finally(changed);
