@@ -33,9 +33,9 @@ def main(argv):
     config = build_config(UniSRec, dataset, "finetune", options)
     data_path = os.path.dirname(os.path.abspath(config["data_path"]))
     with process_group(config["device"]):
-        result = finetune(config)
-        if config["bundle"] and config["epochs"] > 0 and is_main():
-            write_bundle(result["checkpoint"], dataset, data_path)
+        result, writes = finetune(config), is_main()
+    if writes and config["bundle"] and config["epochs"] > 0:  # opening the data set would wait for the other processes
+        write_bundle(result["checkpoint"], dataset, data_path)
 
 
 def write_bundle(checkpoint, dataset, data_path):

@@ -16,6 +16,8 @@ def main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
     if bool(options.history is not None) == bool(options.histories):
         raise UserError("expected either --history or --histories")
+    if options.out and not options.histories:
+        raise UserError("--out: is for the recommendations for --histories; leave it out")
     if options.histories and not options.out:
         raise UserError("--histories: give the file for the recommendations with --out FILE.parquet")
     if options.out:
@@ -81,7 +83,7 @@ def _parts(path: str) -> Iterator[tuple[int, list[list[str]]]]:
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file")
     part: list[list[str]] = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             part.append(_history(line, f"{path}, line {number}"))
             if len(part) == AT_ONCE:
@@ -98,14 +100,15 @@ def _check_known(histories, known, path, first):
                 raise UserError(f"{path}, line {number}: unknown item {item!r}; leave it out, or use --on_unknown skip")
 
 
-def _history(line: str, where: str) -> list[str]:
+def _history(line: bytes, where: str) -> list[str]:
     try:
-        content = json.loads(line)
-    except json.JSONDecodeError as error:
+        text = line.decode()
+        content = json.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{where}: is not JSON ({error}); expected a list of item ids") from None
     history = content.get("history") if isinstance(content, dict) else content
     if not isinstance(history, list) or not all(isinstance(item, str) for item in history):
-        raise UserError(f'{where}: found {line.strip()[:60]!r}, expected ["id", ...] or {{"history": ["id", ...]}}')
+        raise UserError(f'{where}: found {text.strip()[:60]!r}, expected ["id", ...] or {{"history": ["id", ...]}}')
     return history
 
 

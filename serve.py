@@ -1,7 +1,6 @@
 """Serve a bundle over HTTP: python serve.py saved/bundle [--port 8000]"""
 
 import argparse
-import ipaddress
 import os
 
 from common.errors import UserError, run_command
@@ -38,20 +37,16 @@ def main(argv: list[str]) -> None:
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host in ("localhost", "127.0.0.1")
 
 
 def _read_token(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             token = file.read().strip()
-    except OSError as error:
-        raise UserError(f"--token_file {path}: {error.strerror}; expected a file with the token") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8"
+        raise UserError(f"--token_file {path}: {reason}; expected a file with the token") from None
     if len(token) < 16 or not token.isascii():
         raise UserError(f"--token_file {path}: expected at least 16 ASCII characters, such as: openssl rand -hex 32")
     return token

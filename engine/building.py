@@ -1,5 +1,7 @@
 """Build a data set, its batches and a model from the settings, in the same way for every command."""
 
+import contextlib
+import copy
 import logging
 import random
 from typing import Any, TypeVar
@@ -13,6 +15,7 @@ from common.processes import broadcast, gather, gather_objects, is_main, rank, w
 from data import SequenceBatches, UniSRecDataset
 from engine.config import Config
 from engine.fast_parts import use_fast_parts
+from layers.history import HistoryBias, HistoryMean
 
 logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=nn.Module)
@@ -87,14 +90,27 @@ def start_history(model: Any, batches: SequenceBatches, *parts: str) -> None:
         batches: the training batches.
         parts: names of attributes of the model. Default: `history_bias` and `history_mean`.
     """
-    found = [part for name in parts or ("history_bias", "history_mean") if (part := getattr(model, name, None))]
+    attributes = [getattr(model, name, None) for name in parts or ("history_bias", "history_mean")]
+    found = [part for part in attributes if isinstance(part, HistoryBias | HistoryMean)]
     if not found:
         return
-    batch = next(iter(batches))
-    batch = batch.split(-(-len(batch) // 2048))[0].to(next(model.parameters()).device)
-    training = model.training
-    model.eval()  # without dropout
-    for part in found:
-        part.start(batch, model.calculate_loss)
-    model.train(training)
+    few = copy.copy(batches)
+    few.batch_size = min(batches.batch_size, 2048)
+    batch = next(iter(few)).to(next(model.parameters()).device)
+    with _evaluating(model):
+        for part in found:
+            part.start(batch, model.calculate_loss)
     broadcast(parameter.detach() for part in found for parameter in part.parameters())
+
+
+@contextlib.contextmanager
+def _evaluating(model):
+    """Within the block, the model has neither dropout nor label smoothing."""
+    training, smoothing = model.training, getattr(model, "label_smoothing", None)
+    model.eval()
+    if smoothing is not None:
+        model.label_smoothing = 0.0
+    yield
+    model.train(training)
+    if smoothing is not None:
+        model.label_smoothing = smoothing

@@ -31,7 +31,6 @@ _KEYS = ("model", "train_stage", "epoch", "features", "item_tokens", "run")
 
 _CARD = """---
 library_name: unisrec
-license: mit
 tags: [sequential-recommendation, text-based-recommendation]
 ---
 
@@ -47,9 +46,16 @@ A UniSRec model: it recommends the next item from the texts of the items before 
 | text encoder | {encoder}, {pooling} pooling, width {width} |
 | hidden size, layers, experts | {hidden_size}, {n_layers}, {n_exps} |
 
-The item texts of another shop must be encoded by the same encoder. Then `python finetune.py -d NAME -p THIS_FOLDER`
-fine-tunes the model. With `--epochs=0` it is used without training.
+{use}
 """
+_USE_PRETRAINED = """The item texts of another shop must be encoded by the same encoder. Then this command
+fine-tunes the model. With `--epochs=0` it is used without training.
+
+    python finetune.py -d NAME -p THIS_FOLDER"""
+_USE_FINETUNED = """These commands recommend items of its shop, in the shell and over HTTP:
+
+    python recommend.py -m THIS_FOLDER --history ID,ID
+    python serve.py THIS_FOLDER"""
 
 
 def write_bundle(
@@ -72,9 +78,11 @@ def write_bundle(
         items: the columns `id`, `text` and `count`, and the representations of the items, float32 [N, H].
 
     Raises:
-        UserError: the folder is not writable.
+        UserError: the folder is not writable, or holds items, and none are given.
     """
     state = checkpoint["state_dict"]
+    if items is None and os.path.exists(os.path.join(folder, ITEMS)):
+        raise UserError(f"{folder}: holds the bundle of a fine-tuned model with its items; choose another folder")
     if items is None:
         state = {name: _compact(tensor) for name, tensor in state.items() if not name.startswith("whitening.")}
     config = {"format": FORMAT} | {key: checkpoint.get(key) for key in _KEYS}
@@ -112,6 +120,7 @@ def model_card(folder: str, checkpoint: dict[str, Any], settings: dict[str, Any]
     about = {"name": os.path.basename(os.path.abspath(folder)), "stage": checkpoint.get("train_stage")}
     about |= {key: settings.get(key) for key in ("dataset", "recipe", "hidden_size", "n_layers", "n_exps")}
     about |= {key: features[key] for key in ("encoder", "pooling", "width")}
+    about["use"] = _USE_PRETRAINED if about["stage"] == "pretrain" else _USE_FINETUNED
     return _CARD.format(epoch=checkpoint.get("epoch"), **about)
 
 

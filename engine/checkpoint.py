@@ -291,13 +291,13 @@ def to_published_layout(state):
 
 
 def load_weights(model, checkpoint, path, item_tokens=None):
-    """Load a checkpoint's weights into a model. The tensors of both must be the same, with three exceptions.
+    """Load a checkpoint's weights into a model. The tensors of both must be the same, with four exceptions.
 
     - A checkpoint without an id embedding may be loaded into the transductive stage. The id embedding of the model then
       keeps its initial weights.
     - A checkpoint without the parts of `_ADDED` may be loaded into a model with them. They then start without effect.
-    - The whitening of the texts is not loaded. It belongs to the catalogue of the data set. Nor is the history
-      mean, if a pre-trained model is loaded for fine-tuning. Its weights belong to the source shops.
+    - The whitening of the texts is not loaded. It belongs to the catalogue of the data set.
+    - The history mean is not loaded if a pre-trained model is loaded for fine-tuning. It belongs to the source shops.
 
     Args:
         model (torch.nn.Module): gets the weights.

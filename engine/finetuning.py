@@ -78,7 +78,8 @@ def _start(config, model, dataset, batches, evaluation, checkpoint, tokens):
     if learns and checkpoint.get("train_stage") == "pretrain":
         start_history(model, batches, "history_mean")
     metrics = evaluation(model, "valid", show)
-    if not own and (untrained[metric] > metrics[metric]) == config["valid_metric_bigger"]:
+    gain = (metrics[metric] - untrained[metric]) * (1 if config["valid_metric_bigger"] else -1) if not own else 0
+    if gain < 0:
         logger.warning(
             "warning: %s has %s %.4f on valid, new weights have %.4f: this pre-training does not help here; compare "
             "with a training from scratch, without -p",
@@ -100,7 +101,8 @@ def run_baseline(config):
         # before the model: BERT4Rec's loader defines fields that its model reads
         batches = _training_batches(config, dataset, evaluation)
         model = build_model(config.model_class, config, evaluation.parts["train"])  # some models read the training rows
-        start_history(model, batches)
+        if config["epochs"] > 0:
+            start_history(model, batches)
         run = identify(config, dataset)
     name = f"{config['model']}-{config['dataset']}-{config['seed']}"
     return train_and_test(config, model, batches, evaluation, name, run, watch, dataset.item_names())
@@ -116,7 +118,7 @@ def _training_batches(config, dataset, evaluation):
 def train_and_test(config, model, batches, evaluation, name, run, watch, item_tokens, start=None):
     """Train with validation, test the best epoch, write the result file. Returns the result, dict.
 
-    `start` holds the metrics on valid of the weights of a checkpoint. They are the result if no epoch is better.
+    `start` holds the metrics of the initial weights on valid. They are the result if no epoch is better.
 
     The file names are `name`-ID, where ID is the id of `run` (an `engine.runs.Run`). No other run has these file names.
     """

@@ -226,7 +226,7 @@ def draw(table: dict[str, Any], path: str) -> None:
 
 
 def _draw_curves(axes, rows, split, metric):
-    """Draw each curve over the share of the training users, and the rows without training as dashed lines.
+    """Draw each curve over the share of the training users, and the rows of other models as dashed lines.
 
     The shares are drawn at equal distances, because those of interest differ by factors.
     """

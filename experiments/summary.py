@@ -104,12 +104,16 @@ def _mean_metrics(results):
 
 
 def _mean_groups(results):
-    """Group -> label -> number of users, and the mean of each metric over the seeds. See `engine.groups`."""
+    """Group -> label -> number of users, and the mean of each metric over the seeds. See `engine.groups`.
+
+    A label that a seed does not have is left out. Subsets of the training data may have other labels of popularity.
+    """
     return {
         group: {
             label: {name: float(np.mean([result[group][label][name] for result in results])) for name in first}
             | {"users": first["users"]}
             for label, first in labels.items()
+            if all(label in result[group] for result in results)
         }
         for group, labels in (results[0] if results else {}).items()
     }

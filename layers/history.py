@@ -98,7 +98,7 @@ class HistoryBias(nn.Module):
 
         Args:
             batch: a `SequenceBatch`, or another batch with `items`, `scored`, `targets` and `weights`.
-            loss: the mean cross entropy of the model with this bias, without dropout.
+            loss: the mean cross entropy of the model with this bias, without dropout and label smoothing.
             rounds: rounds of the search for the common value. One is not exact, because probabilities vary.
         """
         rows, ids, recencies = history_entries(batch.items, batch.scored)
@@ -124,7 +124,7 @@ class HistoryMean(nn.Module):
     """The mean of the items of the history, with a learned weight for each recency. It is added to the state.
 
     w sqrt(H) normalize(sum_k exp(a_k) normalize(v_k)), where v_k is the item of recency k. The state is the output of a
-    LayerNorm, so its length is about sqrt(H). At first w is 1 and exp(a_k) is decay^k.
+    LayerNorm, so its length is its gain times sqrt(H). At first w is 1 and exp(a_k) is decay^k.
 
     Args:
         max_length: the most items of a history.

@@ -72,7 +72,11 @@ def items_of(
     """
     if checkpoint["train_stage"] == "pretrain":
         raise UserError(f"{path}: is pre-trained and has no items of its own; leave out -d, or fine-tune it on {name}")
-    options = {"train_stage": checkpoint["train_stage"]} | ({"data_path": data_path} if data_path else {})
+    if checkpoint["model"] != "UniSRec":
+        raise UserError(f"{path}: holds a {checkpoint['model']}; only UniSRec itself can be a bundle")
+    stored = stored_settings(checkpoint)
+    options = {key: stored[key] for key in ("plm_suffix", "train_fraction", "holdout_items", "seed") if key in stored}
+    options |= {"train_stage": checkpoint["train_stage"]} | ({"data_path": data_path} if data_path else {})
     config = build_config(UniSRec, name, "finetune", options)
     adopt_settings(config, checkpoint, path)
     dataset = open_dataset(config)

@@ -4,6 +4,7 @@ Each line is a change as JSON: `{"add": {id: text}}` or `{"remove": [id]}`. A li
 acknowledged. A line that a crash has cut short was never acknowledged, and is dropped.
 """
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ class Journal:
 
     def __init__(self, folder: str):
         self.path = os.path.join(folder, NAME)
-        self._changes = self._read()
+        self._changes = self._read()  # those at the start
 
     def _read(self) -> list[dict[str, Any]]:
         if not os.path.isfile(self.path):
@@ -47,12 +48,17 @@ class Journal:
         return changes
 
     def replay(self, recommender: Recommender) -> None:
-        """Apply all changes to a recommender of the bundle. The texts are encoded together."""
+        """Apply all changes to a recommender of the bundle. The texts are encoded together.
+
+        An item that the bundle holds with the same text stays as it is: the model has been trained on it since.
+        """
         state: dict[str, str | None] = {}  # the last change of each item. None: removed
         for change in self._changes:
             state |= change.get("add", {}) | dict.fromkeys(change.get("remove", []))
         recommender.remove_items([item for item, text in state.items() if text is None and item in recommender.texts])
-        recommender.add_items({item: text for item, text in state.items() if text is not None})
+        changed = {item: text for item, text in state.items() if text is not None}
+        known = recommender.texts
+        recommender.add_items({item: text for item, text in changed.items() if known.get(item) != text})
 
     def add(self, items: dict[str, str]) -> None:
         """Note that items were added."""
@@ -64,8 +70,12 @@ class Journal:
 
     def _write(self, change):
         line = json.dumps(change, ensure_ascii=False).encode() + b"\n"
-        with writing(self.path), open(self.path, "ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        self._changes.append(change)
+        with writing(self.path), open(self.path, "ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self.path, size)  # the next change starts a line of its own
+                raise

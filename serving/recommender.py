@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ from serving.model import build_model, shop_of
 from unisrec import UniSRec
 
 BLOCK = 1024  # items that are scored at once. Each product of matrices has the same shape, whatever the number of items
+_MOST_COMPARED = 5000  # ids with which an unknown id is compared. With 100,000 it would take seconds
+_MOST_SCORES = 1 << 26  # at once. With many items, a batch has fewer histories
 logger = logging.getLogger(__name__)
 
 
@@ -55,7 +58,8 @@ class Recommender:
     """A model and its items.
 
     An item that was not in the training data is represented by its text alone, also by a transductive model. Items can
-    be added and removed at any time. This does not change the scores of the other items.
+    be added and removed at any time. This does not change the scores of the other items. Only one thread at a time may
+    use a recommender, apart from `represent`.
 
     Args:
         model: built by `serving.model.build_model`.
@@ -80,6 +84,7 @@ class Recommender:
         self._present = torch.zeros(0, dtype=torch.bool)  # whether a row has an item
         self._trained = 0  # the first rows are the items that the model was trained on
         self._encoder: Encoder | None = None
+        self._encoding = threading.Lock()
 
     # -- loading -------------------------------------------------------------------------------------------------------
 
@@ -158,17 +163,43 @@ class Recommender:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def add_items(self, items: Mapping[str, str]) -> None:
+    def add_items(self, items: Mapping[str, str], vectors: Tensor | None = None) -> None:
         """Add items, or give known items a new text. Only these texts are encoded.
+
+        A known item keeps its id embedding, its item-to-item weights and its count.
 
         Args:
             items: raw id -> text.
+            vectors: what `represent` returned for the texts. None: it is called here.
         """
         if not items:
             return
-        vectors = self._represent(self._encode(items.values()))
-        self.remove_items([item for item in items if item in self.texts])
-        self.append(list(items), list(items.values()), vectors, [0] * len(items))
+        vectors = self.represent(list(items.values())) if vectors is None else vectors
+        known = [number for number, item in enumerate(items) if item in self._slots]
+        new = [number for number, item in enumerate(items) if item not in self._slots]
+        names, texts = list(items), list(items.values())
+        if known:
+            slots = [self._slots[names[number]] for number in known]
+            self._set(slots, vectors[known] + self._id_embeddings(slots))
+            self.texts |= {names[number]: texts[number] for number in known}
+        self.append([names[n] for n in new], [texts[n] for n in new], vectors[new], [0] * len(new))
+
+    @torch.no_grad()
+    def represent(self, texts: Sequence[str]) -> Tensor:
+        """The representations of texts, float32 [n, H]. The encoder is loaded when it is needed first."""
+        with self._encoding:
+            if self._encoder is None:
+                self._encoder = Encoder(self.encoding["encoder"], self.encoding.get("pooling"))
+            return self._represent(_encode(self._encoder, texts, self.encoding))
+
+    @torch.no_grad()
+    def _id_embeddings(self, slots):
+        """The id embeddings of rows, float32 [n, H]. 0 for items that were not in the training data."""
+        vectors = torch.zeros(len(slots), self.model.hidden_size)
+        if self.model.train_stage == "transductive_ft":
+            trained = torch.tensor(slots) < self._trained
+            vectors[trained] = self.model.item_embedding.weight[torch.tensor(slots)[trained] + 1]
+        return vectors
 
     def remove_items(self, ids: Collection[str]) -> None:
         """Remove items. They are no longer recommended, and unknown in a history.
@@ -176,7 +207,7 @@ class Recommender:
         Raises:
             UserError: an item is unknown. Then none is removed.
         """
-        for slot in [self._slot(item, "remove_items") for item in ids]:
+        for slot in [self._slot(item, "remove_items") for item in dict.fromkeys(ids)]:
             item = self._ids[slot]
             assert item is not None
             del self.texts[item], self._slots[item]
@@ -196,19 +227,17 @@ class Recommender:
         room = max(-(-end // BLOCK) * BLOCK - len(self._units), 0)
         self._units, self._lengths = (F.pad(table, (0, 0, 0, room)) for table in (self._units, self._lengths))
         self._present = F.pad(self._present, (0, room))
-        lengths = vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        self._units[start:end], self._lengths[start:end] = vectors / lengths, lengths
-        self._present[start:end] = torch.tensor([item is not None for item in ids])
+        self._set(slice(start, end), vectors)
+        self._present[start:end] = torch.tensor([item is not None for item in ids], dtype=torch.bool)
         self._ids += ids
         self._counts += counts
         self.texts |= {item: text for item, text in zip(ids, texts, strict=True) if item is not None}
         self._slots |= {item: start + number for number, item in enumerate(ids) if item is not None}
 
-    def _encode(self, texts):
-        """Encode texts, float32 [n, D]. The encoder is loaded when it is needed first."""
-        if self._encoder is None:
-            self._encoder = Encoder(self.encoding["encoder"], self.encoding.get("pooling"))
-        return _encode(self._encoder, texts, self.encoding)
+    def _set(self, rows, vectors):
+        """Set the representations of rows of the tables."""
+        lengths = vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        self._units[rows], self._lengths[rows] = vectors / lengths, lengths
 
     @torch.no_grad()
     def _represent(self, features):
@@ -218,7 +247,8 @@ class Recommender:
 
     def _slot(self, item, where):
         if item not in self._slots:
-            raise UserError(f"{where}: unknown item {item!r}{did_you_mean(item, self._slots)}")
+            hint = did_you_mean(item, self._slots) if len(self._slots) <= _MOST_COMPARED else ""
+            raise UserError(f"{where}: unknown item {item!r}{hint}")
         return self._slots[item]
 
     # -- recommendations -----------------------------------------------------------------------------------------------
@@ -236,8 +266,8 @@ class Recommender:
         """Recommend items.
 
         Args:
-            history: the raw ids of a user's items, oldest first, or a list of such histories. The newest items count,
-                as many as the model sees.
+            history: the raw ids of a user's items, oldest first, or a list of such histories. An empty list is an empty
+                history. The newest items count, as many as the model sees.
             k: the number of recommendations. There are fewer if fewer items are left.
             exclude_history: leave out the items of the history.
             allowed: recommend only these items. None: all.
@@ -253,6 +283,9 @@ class Recommender:
         """
         if k < 1:
             raise UserError(f"k: found {k}, expected 1 or more")
+        if isinstance(history, str):
+            raise UserError(f"history: found {history!r}, expected a list of ids")
+        batch_size = max(1, min(batch_size, _MOST_SCORES // max(1, len(self._units))))
         single = all(isinstance(item, str) for item in history)
         histories = [history] if single else history
         rows = [self._rows(each, on_unknown) for each in histories]
@@ -311,21 +344,24 @@ class Recommender:
         if k < 1:
             raise UserError(f"k: found {k}, expected 1 or more")
         slot = self._slots.get(item)
-        unit = F.normalize(self._represent(self._encode([item])), dim=-1) if slot is None else self._units[slot, None]
-        scores = self._products(unit)[0]
+        if slot is None:
+            return self.nearest(self.represent([item])[0], k)
+        return [found for found in self.nearest(self._units[slot], k + 1) if found.id != item][:k]
+
+    def nearest(self, vector: Tensor, k: int = 10) -> list[Recommendation]:
+        """The items whose representation has the highest cosine with a vector, float [H]. See `represent`."""
+        scores = self._products(F.normalize(vector[None], dim=-1))[0]
         scores.masked_fill_(~self._present, -torch.inf)
-        if slot is not None:
-            scores[slot] = -torch.inf
         best = scores.topk(min(k, len(scores)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [self._recommendation(slot, value, "model") for slot, value in pairs if value > -torch.inf]
 
     def _rows(self, history, on_unknown):
-        """The rows of a history's items in the tables, oldest first, cut to what the model sees."""
+        """The rows of a history's items in the tables, oldest first."""
         if on_unknown not in ("error", "skip"):
             raise UserError(f"on_unknown: found {on_unknown!r}, expected error or skip")
         known = history if on_unknown == "error" else [item for item in history if item in self._slots]
-        return [self._slot(item, "history") for item in known][-self.max_history :]
+        return [self._slot(item, "history") for item in known]
 
     @torch.no_grad()
     def _scores(self, rows: list[list[int]]) -> Tensor:
@@ -336,8 +372,9 @@ class Recommender:
             scores[empty] = self._popularity()
         full = [number for number, own in enumerate(rows) if own]
         if full:
-            lengths = torch.tensor([len(rows[number]) for number in full])
-            ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(rows[number]) + 1 for number in full], batch_first=True)
+            newest = [torch.tensor(rows[number][-self.max_history :]) + 1 for number in full]
+            lengths = torch.tensor([len(each) for each in newest])
+            ids = torch.nn.utils.rnn.pad_sequence(newest, batch_first=True)
             scores[full] = self._model_scores(ids, lengths)
         return scores
 

@@ -7,10 +7,13 @@ import hmac
 import importlib.resources
 import threading
 import time
+import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -67,7 +70,10 @@ class AddRequest(_Strict):
 
 
 class Shop:
-    """The recommender that is in use, and its changes on the disk. Only one thread at a time uses the recommender.
+    """The recommender that is in use, and its changes on the disk.
+
+    Only one thread at a time uses the recommender, and only one changes items. Others use the recommender while
+    texts are encoded or a bundle is loaded.
 
     Args:
         folder: the bundle.
@@ -75,7 +81,8 @@ class Shop:
     """
 
     def __init__(self, folder: str, load: Callable[[str], Recommender] = Recommender.from_pretrained):
-        self.folder, self._load, self._lock = folder, load, threading.Lock()
+        self.folder, self._load = folder, load
+        self._using, self._changing = threading.Lock(), threading.Lock()
         self.journal, self.recommender = self._open()
 
     def _open(self):
@@ -85,9 +92,10 @@ class Shop:
 
     def reload(self) -> None:
         """Take over the bundle as it is on the disk now. Until it is loaded, the old one answers."""
-        with self._lock:  # no item is added or removed meanwhile
+        with self._changing:
             journal, recommender = self._open()
-            self.journal, self.recommender = journal, recommender
+            with self._using:
+                self.journal, self.recommender = journal, recommender
 
     def recommend(self, requests: list[RecommendRequest]) -> list[Any]:
         """The answer to each request: a list of `Recommendation`, or a `UserError`."""
@@ -96,7 +104,7 @@ class Shop:
             allowed = None if request.allowed is None else tuple(request.allowed)
             groups.setdefault((request.k, request.exclude_history, allowed, request.on_unknown), []).append(number)
         answers: list[Any] = [None] * len(requests)
-        with self._lock:
+        with self._using:
             for (k, exclude, allowed, on_unknown), numbers in groups.items():
                 options = {"exclude_history": exclude, "allowed": allowed, "on_unknown": on_unknown}
                 for number, found in zip(numbers, self._together(requests, numbers, k, options), strict=True):
@@ -118,33 +126,45 @@ class Shop:
 
     def explain(self, history: list[str], ids: list[str]) -> list[str | None]:
         """See `Recommender.nearest_of`. An item that was removed meanwhile has no explanation."""
-        with self._lock:
+        with self._using:
             if all(item in self.recommender.texts for item in ids):
                 return self.recommender.nearest_of(history, ids)
         return [None] * len(ids)
 
     def similar(self, item: str, k: int) -> list[Any]:
-        with self._lock:
-            return self.recommender.similar(item, k)
+        """The items that are nearest to an item, or to any text."""
+        recommender = self.recommender
+        if item in recommender.texts:
+            with self._using:
+                return recommender.similar(item, k)
+        vector = recommender.represent([item])[0]
+        with self._using:
+            return recommender.nearest(vector, k)
 
     def add(self, items: dict[str, str]) -> int:
         """Add items. Returns the number of items afterwards."""
-        with self._lock:
-            self.recommender.add_items(items)
-            self.journal.add(items)
-            return len(self.recommender)
+        with self._changing:
+            vectors = self.recommender.represent(list(items.values()))
+            _store(self.journal.add, items)
+            with self._using:
+                self.recommender.add_items(items, vectors)
+                return len(self.recommender)
 
     def remove(self, ids: list[str]) -> int:
         """Remove items. Returns the number of items afterwards."""
-        with self._lock:
-            self.recommender.remove_items(list(dict.fromkeys(ids)))
-            self.journal.remove(ids)
-            return len(self.recommender)
+        with self._changing:
+            for item in ids:
+                if item not in self.recommender.texts:
+                    raise UserError(f"id: unknown item {item!r}; nothing is removed")
+            _store(self.journal.remove, ids)
+            with self._using:
+                self.recommender.remove_items(ids)
+                return len(self.recommender)
 
     def search(self, query: str, limit: int) -> list[dict[str, str]]:
         """The first items whose id or text contains all words of the query, without regard to case."""
         words, found = query.casefold().split(), []
-        with self._lock:
+        with self._using:
             for item, text in self.recommender.texts.items():
                 content = f"{item} {text}".casefold()
                 if all(word in content for word in words):
@@ -152,6 +172,14 @@ class Shop:
                     if len(found) == limit:
                         break
         return found
+
+
+def _store(act: Callable[[Any], None], change: Any) -> None:
+    """Write a change to the disk. If that fails, nothing is changed."""
+    try:
+        act(change)
+    except UserError as error:
+        raise HTTPException(507, str(error)) from None
 
 
 class Batcher:
@@ -216,15 +244,27 @@ def create_app(shop: Shop, token: str | None = None) -> FastAPI:
         yield
         task.cancel()
 
-    app = FastAPI(title="UniSRec", version="1", lifespan=lifespan)
+    app = FastAPI(title="UniSRec", version="1", lifespan=lifespan, redoc_url=None)
     app.middleware("http")(_measure(metrics))
     app.add_middleware(_BodyLimit)
+    if token is None:  # else any page in a browser of this machine could reach the service under a name of its own
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
 
     @app.exception_handler(UserError)
     async def _mistake(_: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 400)
 
-    def may_write(authorization: Annotated[str, Header()] = "") -> None:
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        # without the input, which may hold what JSON cannot
+        return JSONResponse(
+            {"detail": [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()]}, 422
+        )
+
+    def may_write(request: Request, authorization: Annotated[str, Header()] = "") -> None:
+        origin = request.headers.get("origin")
+        if origin and urllib.parse.urlsplit(origin).netloc != request.headers.get("host"):
+            raise HTTPException(403, "a page of another site may not change items")
         if token is not None and not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             raise HTTPException(401, "expected Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
@@ -249,7 +289,7 @@ def _add_reading(app: FastAPI, shop: Shop, batcher: Batcher) -> None:
         """
         items = [dataclasses.asdict(item) for item in await batcher.recommend(request)]
         if request.explain:
-            names = shop.explain(request.history, [item["id"] for item in items])
+            names = await asyncio.to_thread(shop.explain, request.history, [item["id"] for item in items])
             items = [item | {"because": name} for item, name in zip(items, names, strict=True)]
         return {"items": items}
 
@@ -294,12 +334,12 @@ def _add_writing(app: FastAPI, shop: Shop, may_write: Any) -> None:
 
 def _add_operations(app: FastAPI, shop: Shop, metrics: Metrics) -> None:
     @app.get("/healthz", response_class=PlainTextResponse)
-    def healthz() -> str:
+    async def healthz() -> str:
         """The process is alive."""
         return "ok"
 
     @app.get("/readyz", response_class=PlainTextResponse)
-    def readyz() -> str:
+    async def readyz() -> str:
         """The bundle is loaded."""
         return f"ok, {len(shop.recommender)} items"
 
@@ -314,11 +354,14 @@ def _measure(metrics: Metrics) -> Callable:
 
     async def measure(request: Request, call_next: Callable) -> Response:
         start = time.perf_counter()
-        response = await call_next(request)
-        route = request.scope.get("route")
-        path = getattr(route, "path", "other") or "/"
-        metrics.seconds.labels(path).observe(time.perf_counter() - start)
-        metrics.requests.labels(path, str(response.status_code)).inc()
+        status = 500
+        try:
+            response = await call_next(request)
+            status = response.status_code
+        finally:
+            path = getattr(request.scope.get("route"), "path", "other") or "/"
+            metrics.seconds.labels(path).observe(time.perf_counter() - start)
+            metrics.requests.labels(path, str(status)).inc()
         response.headers["X-Content-Type-Options"] = "nosniff"
         if not request.url.path.startswith("/docs"):
             response.headers["Content-Security-Policy"] = (

@@ -540,11 +540,11 @@ def test_torchrun_fine_tunes_and_one_process_writes(tiny, tmp_path):
     assert code == 0, log
     assert log.count("epoch 6  valid") == log.count("result: ") == 1
     names = sorted(os.listdir(tmp_path / "saved"))
-    result = read_json(str(tmp_path / "saved" / names[0]))
+    result = read_json(str(tmp_path / "saved" / names[1]))
     name = f"UniSRec-Tiny-transductive_ft-2020-{result['run']}"
-    assert names == [f"{name}.json", f"{name}.pth", "tensorboard"]
+    assert names == [name, f"{name}.json", f"{name}.pth", "tensorboard"] and log.count("bundle: ") == 1
     again = tmp_path / "again.json"
-    checkpoint = f"{tmp_path}/saved/{names[1]}"
+    checkpoint = f"{tmp_path}/saved/{name}.pth"
     finetune.main([*command[1:], "-p", checkpoint, "--epochs=0", f"--result_file={again}", *SMALL])
     assert read_json(str(again))["metrics"]["test"] == pytest.approx(result["metrics"]["test"], abs=1e-6)
 

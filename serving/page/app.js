@@ -97,7 +97,15 @@ call("v1/model").then((model) => {
   element("about").textContent = `${model.items.toLocaleString("en")} items, text encoder ${model.encoder}`;
 }).catch((error) => { element("about").textContent = error.message; });
 search("");
-const bookmarked = location.hash.slice(1).split(",").filter(Boolean).map(decodeURIComponent);
+function decoded(word) {
+  try {
+    return decodeURIComponent(word);
+  } catch {
+    return word; // not written by this page
+  }
+}
+
+const bookmarked = location.hash.slice(1).split(",").filter(Boolean).map(decoded);
 Promise.all(bookmarked.map((id) => call(`v1/items?limit=1000&query=${encodeURIComponent(id)}`))).then((answers) => {
   const found = answers.map((answer, number) => answer.items.find((item) => item.id === bookmarked[number]));
   history.push(...found.filter(Boolean));

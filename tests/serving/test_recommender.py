@@ -97,15 +97,35 @@ def test_items_come_and_go_without_an_effect_on_the_others(recommender):
     assert recommender.score(history, all_ids) == before, "to the bit"
     assert len(recommender) == 30 + 2 * BLOCK
     assert recommender.recommend(["new7", *ids(3)], k=1)[0].source == "model"
+    before_change = recommender.score(["new7"], all_ids)
+    for number in range(5):
+        recommender.add_items({"new7": f"another text, {number}"})
     recommender.add_items({"new7": "now another text"})
+    assert len(recommender._ids) == 30 + 2 * BLOCK, "a known item keeps its row"
+    assert recommender.score(["new7"], all_ids) != before_change
     assert recommender.texts["new7"] == "now another text" and len(recommender) == 30 + 2 * BLOCK
-    recommender.remove_items([f"new{number}" for number in range(2 * BLOCK)])
+    recommender.remove_items([f"new{number}" for number in range(2 * BLOCK)] * 2)
     assert recommender.recommend(history, k=30) == best
     recommender.remove_items([best[0].id])
     assert recommender.recommend(history, k=30) == best[1:]
     with pytest.raises(UserError, match=f"history: unknown item '{best[0].id}'"):
         recommender.recommend([best[0].id])
     recommender.add_items({})
+
+
+def test_a_known_item_with_a_new_text_keeps_what_was_learned_of_its_id(recommender, made):
+    count = recommender._counts[recommender._slots["Tiny1003"]]
+    other = Recommender.from_pretrained(made["transductive_ft"][1])
+    other.add_items({"x": "one text"})
+    recommender.add_items({"Tiny1003": "one text"})
+    (with_id,), (alone,) = recommender.score(ids(5, 6), ["Tiny1003"]), other.score(ids(5, 6), ["x"])
+    assert with_id != alone and recommender._counts[recommender._slots["Tiny1003"]] == count > 0
+    vectors = [
+        each._units[each._slots[item]] * each._lengths[each._slots[item]]
+        for each, item in ((recommender, "Tiny1003"), (other, "x"))
+    ]
+    learned = recommender.model.item_embedding.weight[4]
+    torch.testing.assert_close(vectors[0] - vectors[1], learned.detach(), atol=1e-5, rtol=1e-4)
 
 
 def test_a_new_item_has_the_score_of_its_text(made):
@@ -137,6 +157,7 @@ def test_a_pretrained_bundle_recommends_from_a_new_catalogue(made):
     [
         (lambda r: r.recommend(["Tiny1003", "Tiny100x"]), "history: unknown item 'Tiny100x'; did you mean Tiny10"),
         (lambda r: r.recommend(["Tiny1003"], k=0), "k: found 0, expected 1 or more"),
+        (lambda r: r.recommend("Tiny1003"), "history: found 'Tiny1003', expected a list of ids"),
         (lambda r: r.similar("Tiny1003", k=-1), "k: found -1, expected 1 or more"),
         (lambda r: r.recommend(["Tiny1003"], allowed=["x"]), "allowed: unknown item 'x'"),
         (
@@ -163,6 +184,9 @@ def test_the_nearest_item_of_the_history_explains(recommender):
 def test_a_long_history_counts_with_its_newest_items(recommender):
     long = ids(*[number % 30 for number in range(80)])
     assert recommender.score(long, ids(2)) == recommender.score(long[-50:], ids(2))
+    recommender.add_items({f"old{number}": f"old {number}" for number in range(20)})
+    best = recommender.recommend([*(f"old{number}" for number in range(20)), *ids(*range(20)), *ids(*range(30))], k=99)
+    assert best == [], "also the items that the model does not see are not recommended again"
 
 
 def test_damaged_items(made, tmp_path):
@@ -235,6 +259,27 @@ def test_finetuning_leaves_a_bundle_beside_its_checkpoint(made, tmp_path):
     assert folders("without texts", "--epochs=1") == []
 
 
+def test_a_bundle_keeps_to_the_data_of_its_training(made, tmp_path):
+    """The features and the users that it was trained on, also if others are there."""
+    command = ["-d", "Tiny", f"--data_path={made['data']}", f"--checkpoint_dir={tmp_path}", "--epochs=1", *SMALL]
+    finetune.main([*command, "--train_stage=inductive_ft", "--plm_suffix=feat2CLS", "--train_fraction=0.1"])
+    (items,) = tmp_path.glob(f"*/{ITEMS}")
+    everyone = pl.read_parquet(f"{made['inductive_ft'][1]}/{ITEMS}")["count"].sum()
+    assert 0 < pl.read_parquet(items)["count"].sum() < everyone / 4
+
+
+def test_the_items_of_another_model_are_not_kept(made, tmp_path, refused):
+    folder = shutil.copytree(made["inductive_ft"][1], tmp_path / "bundle")
+    assert "holds the bundle of a fine-tuned model" in refused(bundle.main, "-p", made["pretrain"][0], "--out", folder)
+
+
+def test_only_unisrec_itself_can_be_a_bundle(made, tmp_path, refused):
+    content = torch.load(made["inductive_ft"][0], weights_only=True) | {"model": "Mine"}
+    torch.save(content, tmp_path / "mine.pth")
+    words = ["-p", tmp_path / "mine.pth", "-d", "Tiny", "--data_path", made["data"], "--out", tmp_path / "out"]
+    assert "holds a Mine; only UniSRec itself can be a bundle" in refused(bundle.main, *words)
+
+
 def test_a_finetuned_model_needs_its_data_and_a_pretrained_one_has_none(made, tmp_path, refused):
     assert "is fine-tuned; give its data set with -d" in refused(
         bundle.main, "-p", made["inductive_ft"][0], "--out", tmp_path
@@ -298,4 +343,10 @@ def test_mistakes_in_a_file(made, tmp_path, refused, line, message):
     assert message in refused(recommend.main, *command, "--out", f"{tmp_path}/out.parquet")
     assert not (tmp_path / "out.parquet").exists()
     assert "give the file for the recommendations" in refused(recommend.main, *command)
+    (tmp_path / "latin.jsonl").write_bytes('["Müsli"]'.encode("latin-1"))
+    latin = [*command[:3], f"{tmp_path}/latin.jsonl", "--out", f"{tmp_path}/out.parquet"]
+    assert "line 1: is not JSON" in refused(recommend.main, *latin)
+    assert "--out: is for" in refused(
+        recommend.main, *command[:2], "--history", "a", "--out", f"{tmp_path}/out.parquet"
+    )
     assert "expected either --history or --histories" in refused(recommend.main, *command, "--history", "a")
