@@ -2,6 +2,7 @@
 
 import errno
 import json
+import pathlib
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -105,7 +106,8 @@ def test_items_survive_a_restart_and_a_cut_line(open_client, folder):
     assert [item | {"score": pytest.approx(item["score"], abs=1e-6)} for item in before] == after
     assert again.post("/v1/items", json={"items": [{"id": "gone", "text": "a fork"}]}).json() == {"total": 31}
     assert open_client().get("/v1/items", params={"query": "FORK gone"}).json()["total"] == 31
-    assert [sorted(json.loads(line)) for line in open(f"{folder}/{NAME}")] == [["add"], ["remove"], ["add"]]
+    lines = pathlib.Path(folder, NAME).read_text(encoding="utf-8").splitlines()
+    assert [sorted(json.loads(line)) for line in lines] == [["add"], ["remove"], ["add"]]
 
 
 def test_a_change_that_cannot_be_stored_is_not_made(open_client, folder, monkeypatch):
