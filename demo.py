@@ -1,4 +1,4 @@
-"""UniSRec from raw data to recommendations in three minutes: python demo.py
+"""UniSRec from raw data to recommendations in four minutes: python demo.py
 
 The demo splits MovieLens-100k, which RecBole includes, into four shops by main genre. No film is in two shops. It
 encodes titles, years and genres with MiniLM, pre-trains on three shops, fine-tunes and compares on the fourth, and

@@ -59,11 +59,7 @@ _USE_FINETUNED = """These commands recommend items of its shop, in the shell and
 
 
 def write_bundle(
-    folder: str,
-    checkpoint: dict[str, Any],
-    settings: dict[str, Any],
-    card: str,
-    items: tuple[pl.DataFrame, torch.Tensor] | None = None,
+    folder: str, checkpoint: dict[str, Any], items: tuple[pl.DataFrame, torch.Tensor] | None = None
 ) -> None:
     """Write a bundle. A model card that is already in the folder is kept.
 
@@ -72,9 +68,8 @@ def write_bundle(
 
     Args:
         folder: created if it is missing.
-        checkpoint: from `engine.checkpoint.read_checkpoint`.
-        settings: those of the checkpoint. Settings that say nothing about the model are left out.
-        card: the text of the model card.
+        checkpoint: from `engine.checkpoint.read_checkpoint`, with settings and a description of the text features.
+            Settings that say nothing about the model are left out.
         items: the columns `id`, `text` and `count`, and the representations of the items, float32 [N, H].
 
     Raises:
@@ -88,7 +83,7 @@ def write_bundle(
     config = {"format": FORMAT} | {key: checkpoint.get(key) for key in _KEYS}
     command = "pretrain" if checkpoint.get("train_stage") == "pretrain" else "finetune"
     known = {"dataset"}.union(*(read_yaml(file) for file in command_files(command))) - NO_EFFECT
-    config["settings"] = {key: value for key, value in settings.items() if key in known}
+    config["settings"] = {key: value for key, value in checkpoint["config"].items() if key in known}
     config["versions"] = {"python": platform.python_version(), "torch": importlib.metadata.version("torch")}
     with staged_folder(folder) as staging:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, os.path.join(staging, WEIGHTS))
@@ -100,7 +95,7 @@ def write_bundle(
         write_json(os.path.join(staging, CONFIG), config)
         if not os.path.exists(os.path.join(folder, CARD)):
             with open(os.path.join(staging, CARD), "w", encoding="utf-8") as file:
-                file.write(card)
+                file.write(_model_card(folder, checkpoint))
 
 
 def _compact(tensor):
@@ -108,14 +103,9 @@ def _compact(tensor):
     return tensor.half() if tensor.dim() > 1 and tensor.is_floating_point() else tensor
 
 
-def model_card(folder: str, checkpoint: dict[str, Any], settings: dict[str, Any]) -> str:
-    """The text of a model card: what is known from the checkpoint.
-
-    Args:
-        folder: its name is the name of the model.
-        checkpoint: from `read_checkpoint`.
-        settings: of the checkpoint.
-    """
+def _model_card(folder, checkpoint):
+    """The text of a model card: what is known from the checkpoint. The name of the folder is that of the model."""
+    settings = checkpoint["config"]
     features = {"encoder": "unknown encoder", "pooling": "unknown"} | checkpoint["features"]
     about = {"name": os.path.basename(os.path.abspath(folder)), "stage": checkpoint.get("train_stage")}
     about |= {key: settings.get(key) for key in ("dataset", "recipe", "hidden_size", "n_layers", "n_exps")}

@@ -202,27 +202,34 @@ def draw(table: dict[str, Any], path: str) -> None:
     split, metric = ("test", _GROUP_METRIC) if ("test", _GROUP_METRIC) in columns else columns[0]
     datasets = table["datasets"]
     has_curves = any(row["curve"] for dataset in datasets.values() for row in dataset["rows"].values())
-    if has_curves:
-        size = (1 + 4.5 * len(datasets), 4.2)
-    else:
-        size = (5 + 4 * len(datasets), 1.2 + 0.36 * max(len(dataset["rows"]) for dataset in datasets.values()))
-    figure, panels = pyplot.subplots(1, len(datasets), figsize=size, squeeze=False, sharey=not has_curves)
-    for axes, (name, dataset) in zip(panels[0], datasets.items(), strict=True):
-        if has_curves:
-            _draw_curves(axes, dataset["rows"], split, metric)
-            axes.set(title=f"{name}, {split}", xlabel="training users", ylabel=_head(("test", metric)))
-        else:
-            _draw_panel(axes, dataset["rows"], split, metric)
-            axes.set_xlabel(f"{_head(('test', metric))} on {name} ({split})")
-    if has_curves and panels[0][-1].get_legend_handles_labels()[1]:
-        panels[0][-1].legend(fontsize=8, loc="lower right")
-    elif not has_curves:
-        panels[0][0].invert_yaxis()
-        figure.suptitle(_CAPTION, fontsize=8, color="dimgray")
+    figure = (_figure_of_curves if has_curves else _figure_of_bars)(pyplot, datasets, split, metric)
     figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     pyplot.close(figure)
+
+
+def _figure_of_bars(pyplot, datasets, split, metric):
+    """A bar for each row."""
+    size = (5 + 4 * len(datasets), 1.2 + 0.36 * max(len(dataset["rows"]) for dataset in datasets.values()))
+    figure, panels = pyplot.subplots(1, len(datasets), figsize=size, squeeze=False, sharey=True)
+    for axes, (name, dataset) in zip(panels[0], datasets.items(), strict=True):
+        _draw_panel(axes, dataset["rows"], split, metric)
+        axes.set_xlabel(f"{_head(('test', metric))} on {name} ({split})")
+    panels[0][0].invert_yaxis()
+    figure.suptitle(_CAPTION, fontsize=8, color="dimgray")
+    return figure
+
+
+def _figure_of_curves(pyplot, datasets, split, metric):
+    """The curves over the share of the training users."""
+    figure, panels = pyplot.subplots(1, len(datasets), figsize=(1 + 4.5 * len(datasets), 4.2), squeeze=False)
+    for axes, (name, dataset) in zip(panels[0], datasets.items(), strict=True):
+        _draw_curves(axes, dataset["rows"], split, metric)
+        axes.set(title=f"{name}, {split}", xlabel="training users", ylabel=_head(("test", metric)))
+    if panels[0][-1].get_legend_handles_labels()[1]:
+        panels[0][-1].legend(fontsize=8, loc="lower right")
+    return figure
 
 
 def _draw_curves(axes, rows, split, metric):

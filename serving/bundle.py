@@ -16,7 +16,7 @@ import torch
 from common.errors import UserError, run_command
 from dataset.preprocessing.texts import read_texts
 from engine.building import build_model, open_dataset
-from engine.bundle import model_card, write_bundle
+from engine.bundle import write_bundle
 from engine.checkpoint import adopt_settings, check_features, load_weights, read_checkpoint, stored_settings
 from engine.config import build_config
 from unisrec import UniSRec
@@ -48,8 +48,7 @@ def make_bundle(path: str, folder: str, name: str | None = None, data_path: str 
         UserError: the checkpoint has no settings, or does not fit the data set.
     """
     checkpoint = read_checkpoint(path)
-    settings = stored_settings(checkpoint)
-    if not settings or not checkpoint.get("features"):
+    if not stored_settings(checkpoint) or not checkpoint.get("features"):
         raise UserError(
             f"{path}: does not say its settings or its text encoder, as all checkpoints of the published code; "
             "a bundle needs them, so pre-train or fine-tune again"
@@ -59,7 +58,7 @@ def make_bundle(path: str, folder: str, name: str | None = None, data_path: str 
         items = items_of(path, checkpoint, name, data_path)
     elif checkpoint["train_stage"] != "pretrain":
         raise UserError(f"{path}: is fine-tuned; give its data set with -d, so that the bundle has its items")
-    write_bundle(folder, checkpoint, settings, model_card(folder, checkpoint, settings), items)
+    write_bundle(folder, checkpoint, items)
 
 
 def items_of(

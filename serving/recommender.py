@@ -26,7 +26,7 @@ from torch import Tensor
 from common.errors import UserError, did_you_mean
 from dataset.preprocessing.encoder import Encoder, encode_with
 from dataset.preprocessing.texts import UNKNOWN_TEXT, has_words
-from engine.bundle import ITEMS, VECTORS, model_card, read_bundle, write_bundle
+from engine.bundle import ITEMS, VECTORS, read_bundle, write_bundle
 from layers.encoder import RowsAsBatch
 from serving.model import build_model, shop_of
 from unisrec import UniSRec
@@ -73,7 +73,7 @@ class Recommender:
 
     def __init__(self, model: UniSRec, content: Mapping[str, Any]):
         self.model, self._content = model.eval(), dict(content)
-        self.encoding = {"encoder": "minilm"} | (content["features"] or {})
+        self.encoding = _encoding_of(content)
         self.texts: dict[str, str] = {}
         self.max_history = model.max_seq_length
         self._slots: dict[str, int] = {}  # the row of an item in the tables. The row of a removed item stays empty
@@ -82,7 +82,7 @@ class Recommender:
         self._units = torch.zeros(0, model.hidden_size)  # whole blocks, padded with zeros
         self._lengths = torch.zeros(0, 1)
         self._present = torch.zeros(0, dtype=torch.bool)  # whether a row has an item
-        self._trained = 0  # the first rows are the items that the model was trained on
+        self._trained = model.n_items - 1  # the first rows are the items that the model was built for
         self._encoder: Encoder | None = None
         self._encoding = threading.Lock()
 
@@ -115,18 +115,16 @@ class Recommender:
         trained = len(content["item_tokens"]) - 1 if content["item_tokens"] else len(table)
         recommender = cls(build_model(content, shop_of(trained, content["features"]["width"])), content)
         recommender.append(table["id"].to_list(), table["text"].to_list(), vectors, table["count"].to_list())
-        recommender._trained = trained
         return recommender
 
     @classmethod
     def _with_catalogue(cls, content, items):
-        encoding = {"encoder": "minilm"} | (content["features"] or {})
+        encoding = _encoding_of(content)
         encoder = Encoder(encoding["encoder"], encoding.get("pooling"))
         features = _encode(encoder, items.values(), encoding)
         recommender = cls(build_model(content, shop_of(len(items), encoder.width, features)), content)
         recommender._encoder = encoder
         recommender.append(list(items), list(items.values()), recommender._represent(features), [0] * len(items))
-        recommender._trained = len(items)
         return recommender
 
     def save_pretrained(self, folder: str) -> None:
@@ -141,8 +139,7 @@ class Recommender:
             {"id": self._ids, "text": texts, "count": self._counts}, schema_overrides={"id": pl.String}
         )
         content = self._content | {"state_dict": self.model.state_dict(), "train_stage": self.model.train_stage}
-        card = model_card(folder, content, content["config"])
-        write_bundle(folder, content, content["config"], card, (table, (self._units * self._lengths)[:rows]))
+        write_bundle(folder, content, (table, (self._units * self._lengths)[:rows]))
 
     def push_to_hub(self, name: str, private: bool = False, token: str | None = None) -> str:
         """Upload a bundle with the items as they are now to the Hugging Face hub. Returns its address.
@@ -406,6 +403,11 @@ class Recommender:
         return torch.cat([units @ block.T for block in self._units.split(BLOCK)], dim=1)
 
 
+def _encoding_of(content):
+    """How the text features of a bundle's training data were made, dict. Features without an encoder are MiniLM's."""
+    return {"encoder": "minilm"} | (content["features"] or {})
+
+
 def _encode(encoder, texts, encoding):
     """Text vectors as those of the training data: float32 [n, D]."""
     vectors = torch.from_numpy(encode_with(encoder, [text if has_words(text) else UNKNOWN_TEXT for text in texts]))
@@ -413,7 +415,7 @@ def _encode(encoder, texts, encoding):
 
 
 def _local(name):
-    """The folder of a bundle. If there is none, it is downloaded from the Hugging Face hub."""
+    """Download a bundle from the Hugging Face hub and return its folder. A local path is returned unchanged."""
     if os.path.isdir(name) or name.count("/") != 1 or name.startswith((".", "/")):
         return name
     try:

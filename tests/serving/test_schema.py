@@ -7,10 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from serving.service import Shop, create_app
-from tests.serving.conftest import made  # noqa: F401
 
 
-def test_no_request_breaks_the_description(made, tmp_path):  # noqa: F811
+def test_no_request_breaks_the_description(made, tmp_path):
     folder = shutil.copytree(made["inductive_ft"][1], tmp_path / "bundle")
     schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(Shop(str(folder)), "a-token-that-nobody-knows"))
     operations = [each.ok() for each in schema.get_all_operations()]
