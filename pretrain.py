@@ -90,6 +90,7 @@ def _pretrain(config, first_start):
         check_features(checkpoint, dataset.features, resume)
     batches = sequence_batches(config, dataset)
     model = build_model(UniSRec, config, dataset)
+    model.leave_out_unseen(dataset.sequences("train"))
     path = os.path.join(config["checkpoint_dir"], f"UniSRec-{config['dataset']}-{{epoch}}.pth")
     latest = from_main(latest_of_run(path, config, first_start) if first_start and is_main() else None)
     if latest:

@@ -73,6 +73,8 @@ class UniSRec(AllPositions, SASRec):
         self.sampled_negatives = config["sampled_negatives"]
         self.features = dataset.features
         self.domain_ends = np.cumsum(dataset.catalogue.counts)  # the last id of each domain
+        self.unseen_negatives = config["unseen_negatives"]
+        self._seen: list[Tensor] | None = None  # per domain, the items of the training data; None: all items
         self.moe_adaptor = MoEAdaptor(
             config["n_exps"],
             self.features.width,
@@ -137,9 +139,27 @@ class UniSRec(AllPositions, SASRec):
             vectors = spectral_vectors(sequences, self.n_items - 1, self.hidden_size)
             self.item_embedding.weight[1:] = ID_LENGTH * vectors
 
-    def item_table(self) -> Tensor:
-        """The representation of every item of the catalogue, float [N, H]. Row i is item i + 1."""
-        return self.represent_items(self.all_ids())
+    def leave_out_unseen(self, sequences) -> None:
+        """Leave items that do not occur in the training data out of the softmax (`unseen_negatives: False`).
+
+        Such an item is never a target. As a negative of every prediction, it would only be pushed away.
+
+        Args:
+            sequences: `dataset.sequences("train")`.
+        """
+        if self.unseen_negatives:
+            return
+        seen = np.flatnonzero(np.bincount(sequences.items))
+        by_domain = np.split(seen, np.searchsorted(seen, self.domain_ends[:-1], side="right"))
+        self._seen = [torch.from_numpy(ids).to(self.position_embedding.weight.device) for ids in by_domain]
+
+    def item_table(self, ids: Tensor | None = None) -> Tensor:
+        """The representations of many items, float [n, H].
+
+        Args:
+            ids: int64 [n]. None: all items of the catalogue, so that row i is item i + 1.
+        """
+        return self.represent_items(self.all_ids() if ids is None else ids)
 
     def all_ids(self) -> Tensor:
         """The ids of all items of the catalogue, int64 [N]."""
@@ -155,25 +175,25 @@ class UniSRec(AllPositions, SASRec):
         return ItemTable(distinct, self.represent_items(distinct))
 
     def _candidates(self, batch):
-        """The items in the softmax: the catalogue of the batch's domain, or the batch items and a sample of it."""
-        first, last = self._ids_of_domain(batch)
+        """The items in the softmax: those of the batch's domain, or the batch items and a sample of the others."""
+        ids = self._softmax_ids(batch)
         if not self.sampled_negatives:
-            ids = self.all_ids()[first - 1 : last]
-            return ItemTable(ids, self.item_table() if len(ids) == self.n_items - 1 else self.represent_items(ids))
-        before = first - 1
-        batch_items = distinct_ids([*batch.items, batch.targets], first)
-        negatives, log_count = draw_negatives(batch_items - before, last - before, self.sampled_negatives)
-        ids, order = torch.cat([batch_items, negatives + before]).sort()
+            return ItemTable(ids, self.item_table(ids))
+        batch_items = distinct_ids([*batch.items, batch.targets], int(ids[0]))
+        drawn, log_count = draw_negatives(torch.searchsorted(ids, batch_items) + 1, len(ids), self.sampled_negatives)
+        ids, order = torch.cat([batch_items, ids[drawn - 1]]).sort()
         # a batch item stands for itself, a negative for many items
         log_counts = torch.full(ids.shape, log_count, device=ids.device).masked_fill(order < len(batch_items), 0.0)
         return ItemTable(ids, self.represent_items(ids), log_counts)
 
-    def _ids_of_domain(self, batch):
-        """The first and the last id of the domain of a batch. All items of a batch are of one domain."""
-        if len(self.domain_ends) == 1:
-            return 1, self.n_items - 1
-        domain = np.searchsorted(self.domain_ends, batch.items[0][0, 0].item())
-        return int(self.domain_ends[domain - 1]) + 1 if domain else 1, int(self.domain_ends[domain])
+    def _softmax_ids(self, batch):
+        """The items of the domain of a batch that may be in the softmax, ascending. All batch items are among them."""
+        several = len(self.domain_ends) > 1
+        domain = int(np.searchsorted(self.domain_ends, batch.items[0][0, 0].item())) if several else 0
+        if self._seen is not None:
+            return self._seen[domain]
+        before = int(self.domain_ends[domain - 1]) if domain else 0
+        return torch.arange(before + 1, int(self.domain_ends[domain]) + 1, device=self.position_embedding.weight.device)
 
     # -- losses: `represent` turns a batch into vectors, `loss` compares them ------------------------------------------
 

@@ -41,7 +41,7 @@ _OF_THE_DATA = ("whitening.",)  # tensors that follow from the text features. Ev
 _OF_THE_SHOP = ("history_mean.",)  # what older interactions say about the next one differs between shops
 PUBLISHED = "published"  # the recipe of checkpoints that do not name theirs
 # settings of checkpoints that were saved before the settings existed
-_BEFORE = {"pretrain_loss": "contrastive", "train_fraction": 1.0, "holdout_items": 0.0}
+_BEFORE = {"pretrain_loss": "contrastive", "train_fraction": 1.0, "holdout_items": 0.0, "unseen_negatives": True}
 # settings that may differ between the parts of a run
 _NOT_OF_A_RUN = dict.fromkeys(("epochs", "resume", "show_progress", "device", "checkpoint_dir", "data_path"))
 logger = logging.getLogger(__name__)

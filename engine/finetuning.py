@@ -63,6 +63,8 @@ def _start(config, model, dataset, batches, evaluation, checkpoint, tokens):
     """
     show, metric, learns = bool(config["show_progress"]), config["valid_metric"].lower(), config["epochs"] > 0
     own = checkpoint and _has_ids(checkpoint)  # the checkpoint was trained on this catalogue
+    if learns:
+        model.leave_out_unseen(dataset.sequences("train"))
     if not own:
         model.start_ids(dataset.sequences("train"))
         if learns:

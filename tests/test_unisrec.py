@@ -378,6 +378,43 @@ def test_sampled_softmax_of_the_whole_catalogue_is_the_exact_one(stage, predicti
     assert_same_gradients(results[1][1], results[0][1])
 
 
+@pytest.mark.parametrize("sampled", [0, 1000])
+def test_items_without_interactions_are_in_no_softmax(sampled, folder):
+    options = {"holdout_items": 0.3, "sampled_negatives": sampled, "label_smoothing": 0.2, "history_bias": 0}
+    model, dataset = open_model("transductive_ft", folder, **options)
+    everything, _ = open_model("transductive_ft", folder, unseen_negatives=True, **options)
+    sequences, batch = dataset.sequences("train"), one_batch(dataset)
+    seen = np.unique(sequences.items)
+    assert 5 < len(seen) < model.n_items - 1
+    for each in (model, everything):
+        each.leave_out_unseen(sequences)
+    with torch.no_grad():
+        items = F.normalize(model.represent_items(torch.from_numpy(seen)), dim=-1)
+        logits = F.normalize(model.represent(batch)[0], dim=-1) @ items.T / model.temperature
+        targets = torch.searchsorted(torch.from_numpy(seen), batch.targets)
+        losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=0.2)
+        weights = torch.ones_like(losses) if batch.weights is None else batch.weights
+    loss = model.calculate_loss(batch)
+    assert loss.item() == pytest.approx(((losses * weights).sum() / weights.sum()).item(), rel=1e-5)
+    changed = gradients(model, loss)["item_embedding.weight"].to_dense().any(1)
+    assert changed.nonzero()[:, 0].tolist() == seen.tolist()
+    changed = gradients(everything, everything.calculate_loss(batch))["item_embedding.weight"].to_dense().any(1)
+    assert changed.sum() == model.n_items - 1
+
+
+def test_in_pretraining_each_domain_leaves_out_its_own_items(folder):
+    model, dataset = open_model("pretrain", folder, pretrain_loss="catalogue", holdout_items=0.3)
+    model.leave_out_unseen(dataset.sequences("train"))
+    ends, seen, found = np.cumsum(dataset.catalogue.counts), np.unique(dataset.sequences("train").items), []
+    for batch in domain_batches(dataset):
+        domain = int(batch.users[0]) // DOMAIN_STRIDE
+        first = ends[domain] - dataset.catalogue.counts[domain] + 1
+        expected = seen[(first <= seen) & (seen <= ends[domain])]
+        found.append(model._candidates(batch).ids.tolist())
+        assert found[-1] == expected.tolist() and len(expected) < dataset.catalogue.counts[domain]
+    assert len(found) > 1
+
+
 @pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
 def test_a_sampled_step_adapts_and_learns_only_what_it_names_and_draws(stage, folder, monkeypatch):
     model, dataset = open_model(stage, folder, sampled_negatives=5)

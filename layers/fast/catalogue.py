@@ -1,4 +1,4 @@
-"""The representations of a large catalogue, in blocks. N items, H hidden size."""
+"""The representations of a large catalogue, in blocks. n items, H hidden size."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ _ITEMS_AT_ONCE = 1 << 12  # items of a block without a backward pass
 _ITEMS_KEPT = 1 << 16  # most items whose activations are kept. A larger catalogue is computed again, in such blocks
 
 
-def item_table(module: Any) -> Tensor:
-    """UniSRec.item_table, float [N, H]."""
-    ids = module.all_ids()
+def item_table(module: Any, ids: Tensor | None = None) -> Tensor:
+    """UniSRec.item_table, float [n, H]."""
+    ids = module.all_ids() if ids is None else ids
     if not torch.is_grad_enabled():
         table = torch.empty(len(ids), module.hidden_size, device=ids.device)
         for block, rows in zip(ids.split(_ITEMS_AT_ONCE), table.split(_ITEMS_AT_ONCE), strict=True):
