@@ -15,6 +15,9 @@ python run_baseline.py -m MODEL -d NAME [--config_files=mine.yaml] [--key=value 
   -d, --dataset NAME    data set in dataset/downstream
   --config_files A,B    YAML files with settings of your own
 
+S3Rec has two stages: --train_stage=pretrain writes saved/S3Rec-NAME-EPOCH.pth, from which
+--train_stage=finetune --pre_model_path=FILE starts.
+
 Writes the model to saved/MODEL-NAME-SEED-ID.pth, and the result to a .json file beside it. ID is the id of the run, see
 saved/README.md.
 """
@@ -26,18 +29,46 @@ def main(argv):
     if "." not in name and ":" not in name:  # reports errors before the imports, which take seconds
         check_name(name)
         settle("baseline", options, *yaml_files_of_name(name))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("run_baseline.py: runs in one process only; start it without torchrun")
     from baselines import find_model
     from engine.config import build_config
     from engine.finetuning import finetune, run_baseline
     from unisrec import UniSRec
 
     model = find_model(name)
-    if issubclass(model, UniSRec):  # it has the stages and settings of UniSRec
-        finetune(build_config(model, dataset, "finetune", options))
+    is_unisrec = issubclass(model, UniSRec)  # it has the stages and settings of UniSRec
+    config = build_config(model, dataset, "finetune" if is_unisrec else "baseline", options)
+    if config["train_stage"] == "pretrain":
+        _pretrain(config)
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("run_baseline.py: only pre-training runs in several processes; start it without torchrun")
+    elif is_unisrec:
+        finetune(config)
     else:
-        run_baseline(build_config(model, dataset, "baseline", options))
+        _check_pretrained(config)
+        run_baseline(config)
+
+
+def _pretrain(config):
+    """The stage `pretrain` of a baseline."""
+    from engine.pretraining import pretrain
+
+    if config["pre_model_path"]:
+        raise UserError(
+            "option --pre_model_path: the stage finetune starts from it; expected --resume or no checkpoint"
+        )
+    config["epochs"] = config["pretrain_epochs"]
+    pretrain(config)
+
+
+def _check_pretrained(config):
+    """Check that a baseline that is fine-tuned has something to start from."""
+    if config["train_stage"] == "finetune" and not config["pre_model_path"]:
+        raise UserError(
+            f"option --pre_model_path: missing; {config['model']} is fine-tuned from a checkpoint of "
+            "--train_stage=pretrain"
+        )
+    if config["resume"]:
+        raise UserError("option --resume: only --train_stage=pretrain can be resumed; leave it out")
 
 
 def _help(argv):

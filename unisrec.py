@@ -33,7 +33,7 @@ from layers.encoder import AllPositions, RowsAsBatch
 from layers.history import HistoryBias, HistoryMean
 from layers.item_to_item import ItemToItem, spectral_vectors
 from layers.items import ItemTable, distinct_ids
-from layers.logits import DenseLogits
+from layers.logits import DenseLogits, SumOfLogits
 from layers.losses import catalogue_cross_entropy, cross_entropy, draw_negatives, in_batch_contrastive, keep_local
 from layers.ranking import ranks_in_blocks
 from layers.whitening import DomainWhitening
@@ -74,7 +74,9 @@ class UniSRec(AllPositions, SASRec):
         self.features = dataset.features
         self.domain_ends = np.cumsum(dataset.catalogue.counts)  # the last id of each domain
         self.unseen_negatives = config["unseen_negatives"]
+        self.unseen_bias = config["unseen_bias"]
         self._seen: list[Tensor] | None = None  # per domain, the items of the training data; None: all items
+        self._unseen_scores: Tensor | None = None  # float [N], added to the scores
         self.moe_adaptor = MoEAdaptor(
             config["n_exps"],
             self.features.width,
@@ -139,19 +141,25 @@ class UniSRec(AllPositions, SASRec):
             vectors = spectral_vectors(sequences, self.n_items - 1, self.hidden_size)
             self.item_embedding.weight[1:] = ID_LENGTH * vectors
 
-    def leave_out_unseen(self, sequences) -> None:
-        """Leave items that do not occur in the training data out of the softmax (`unseen_negatives: False`).
+    def note_unseen(self, sequences) -> None:
+        """Note which items do not occur in the training data.
 
-        Such an item is never a target. As a negative of every prediction, it would only be pushed away.
+        They are left out of the softmax (`unseen_negatives: False`): such an item is never a target, and as a negative
+        of every prediction it would only be pushed away. So training says nothing about how their scores compare with
+        those of other items. `unseen_bias` is added to their logits.
 
         Args:
             sequences: `dataset.sequences("train")`.
         """
-        if self.unseen_negatives:
-            return
-        seen = np.flatnonzero(np.bincount(sequences.items))
-        by_domain = np.split(seen, np.searchsorted(seen, self.domain_ends[:-1], side="right"))
-        self._seen = [torch.from_numpy(ids).to(self.position_embedding.weight.device) for ids in by_domain]
+        is_seen = np.bincount(sequences.items, minlength=self.n_items) > 0
+        device = self.position_embedding.weight.device
+        if not self.unseen_negatives:
+            seen = np.flatnonzero(is_seen)
+            by_domain = np.split(seen, np.searchsorted(seen, self.domain_ends[:-1], side="right"))
+            self._seen = [torch.from_numpy(ids).to(device) for ids in by_domain]
+        if self.unseen_bias:
+            unseen = torch.from_numpy(~is_seen[1:]).float().to(device)
+            self._unseen_scores = unseen * self.unseen_bias * self.temperature
 
     def item_table(self, ids: Tensor | None = None) -> Tensor:
         """The representations of many items, float [n, H].
@@ -298,17 +306,18 @@ class UniSRec(AllPositions, SASRec):
         return F.normalize(self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]), dim=-1)
 
     def _added_scores(self, interaction):
-        """What is added to the cosines, [B, N]: the history bias and the item-to-item logits. None if there is nothing
-        to add."""
+        """What is added to the cosines, [B, N]: the history bias, the bias of unseen items and the item-to-item logits.
+        None if there is nothing to add."""
         history, lengths = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         batch = RowsAsBatch(history, lengths, interaction[self.ITEM_ID])
         bias = self._history_logits(batch, lambda ids: ids - 1)
         # the losses divide cosines by the temperature, and a score is a cosine
-        bias = bias and bias._replace(values=bias.values * self.temperature)
-        if self.item_to_item is None or not self.item_to_item.factor:
-            return bias
-        logits = self.item_to_item.logits(history, lengths, self.temperature)
-        return DenseLogits(logits if bias is None else bias.add_to(logits))
+        parts = [] if bias is None else [bias._replace(values=bias.values * self.temperature)]
+        if self._unseen_scores is not None:
+            parts.append(DenseLogits(self._unseen_scores.expand(len(lengths), -1)))
+        if self.item_to_item is not None and self.item_to_item.factor:
+            parts.append(DenseLogits(self.item_to_item.logits(history, lengths, self.temperature)))
+        return SumOfLogits(tuple(parts)) if parts else None
 
     def score(self, unit_states: Tensor, unit_items: Tensor) -> Tensor:
         """Cosines: float [..., B, H] and [..., n, H] -> float [..., B, n]. The losses compute their own."""

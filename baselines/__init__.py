@@ -25,7 +25,6 @@ class Baseline:
             longest of their batch, instead of MAX_ITEM_LIST_LENGTH. tests/test_recbole_contract.py checks this for each
             such model. Of the other models, some crash on shorter rows, and some give other scores.
         trains: False for a model without training.
-        implemented: False for a model that is not supported yet.
         derived_from: the RecBole model whose settings it also has. Empty: the one of its own name.
     """
 
@@ -33,13 +32,12 @@ class Baseline:
     needs: tuple[str, ...] = ()
     ignores_padding: bool = False
     trains: bool = True
-    implemented: bool = True
     derived_from: str = ""
 
     @property
     def runs(self) -> bool:
         """Whether the model runs on the data sets of this project."""
-        return self.implemented and set(self.needs) <= _OFFERED
+        return set(self.needs) <= _OFFERED
 
     def load(self) -> type:
         """Import the class.
@@ -63,9 +61,10 @@ MODELS = {
     **_recbole("Caser FEARec FOSSIL GRU4RecCPR HGN HRM LightSANs NPE NextItNet RepeatNet SASRecCPR SHAN SINE STAMP"),
     **_recbole("DIEN DIN GRU4RecF SASRecF", needs=(ATTRIBUTES,)),
     **_recbole("GRU4RecKG KSR", needs=(GRAPH,)),
-    **_recbole("FDSA S3Rec", needs=(TEXT,), implemented=False),
     "SASRec": Baseline("baselines.sasrec:SASRec", ignores_padding=True),
     "SASRecHistory": Baseline("baselines.sasrec:SASRecHistory", ignores_padding=True, derived_from="SASRec"),
+    "FDSA": Baseline("baselines.fdsa:FDSA", needs=(TEXT,), ignores_padding=True, derived_from="SASRec"),
+    "S3Rec": Baseline("baselines.s3rec:S3Rec", needs=(TEXT,), ignores_padding=True, derived_from="SASRec"),
     "Popularity": Baseline("baselines.untrained:Popularity", ignores_padding=True, trains=False),
     "LastText": Baseline("baselines.untrained:LastText", needs=(TEXT,), ignores_padding=True, trains=False),
     "MeanText": Baseline("baselines.untrained:MeanText", needs=(TEXT,), ignores_padding=True, trains=False),
@@ -110,11 +109,6 @@ def check_name(name: str) -> None:
     known = MODELS.get(name)
     if known and known.runs:
         return
-    if known and not known.implemented:
-        raise UserError(
-            f"model {name}: reads {' and '.join(known.needs)} and is not supported yet; "
-            f"choose another model, {_SUGGESTION}"
-        )
     if known:
         raise UserError(
             f"model {name}: needs {' and '.join(known.needs)}, which these data sets do not have; "
@@ -198,14 +192,17 @@ def recbole_file(name: str) -> str:
     return os.path.join(spec.submodule_search_locations[0], "properties", name)
 
 
+def _props_file(name):
+    return os.path.join(os.path.dirname(os.path.dirname(__file__)), "props", f"{name}.yaml")
+
+
 def yaml_files_of_name(name: str) -> tuple[list[str], list[str]]:
     """`yaml_files` of a model of the registry, without importing it. Of the classes that it derives from, only the one
     that `derived_from` names is searched."""
     own, recboles = [], name
     if name in MODELS and MODELS[name].path.startswith(f"{__name__}."):
         recboles = MODELS[name].derived_from or name
-        module = MODELS[name].path.split(":")[0].rpartition(".")[2]
-        own = [os.path.join(os.path.dirname(__file__), f"{stem}.yaml") for stem in (name, module)]
+        own = [_props_file(name)]
     return [*filter(os.path.isfile, [recbole_file(f"model/{recboles}.yaml")])], [*filter(os.path.isfile, own)]
 
 
@@ -213,13 +210,16 @@ def yaml_files(model: type) -> tuple[list[str], list[str]]:
     """The YAML files with the defaults of a model and of the classes that it derives from.
 
     Returns:
-        The files of RecBole, and the files that stand beside the Python files of other classes, called `CLASS.yaml` or
-        like the Python file. A later file overrides an earlier one.
+        The files of RecBole, and those of other classes: `props/CLASS.yaml` for a class of this package, else the files
+        beside its Python file that are called `CLASS.yaml` or like the Python file. A later file overrides an earlier
+        one.
     """
     recbole, own = [], []
     for base in reversed(model.__mro__):
         if base.__module__.startswith("recbole."):
             recbole.append(recbole_file(f"model/{base.__name__}.yaml"))
+        elif base.__module__.startswith(f"{__name__}."):
+            own.append(_props_file(base.__name__))
         elif hasattr(sys.modules.get(base.__module__), "__file__"):
             file = inspect.getfile(base)
             own += [os.path.join(os.path.dirname(file), f"{base.__name__}.yaml"), f"{os.path.splitext(file)[0]}.yaml"]

@@ -27,8 +27,11 @@ class SASRec(AllPositions, RowSASRec):
 
     def logits(self, batch) -> Tensor:
         """The logits of all rows of the id embedding, float [P, N + 1]."""
-        states = self.encode_scored([self.item_embedding(items) for items in batch.items], batch.scored)  # [P, H]
-        return states @ self.item_embedding.weight.T
+        return self.states(batch) @ self.item_embedding.weight.T
+
+    def states(self, batch) -> Tensor:
+        """The sequence representation at each scored position, float [P, H]."""
+        return self.encode_scored([self.item_embedding(items) for items in batch.items], batch.scored)
 
 
 class SASRecHistory(SASRec):

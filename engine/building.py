@@ -43,9 +43,10 @@ def open_dataset(config: Config) -> UniSRecDataset:
 def sequence_batches(config: Config, dataset: UniSRecDataset) -> SequenceBatches:
     """The training batches. Each process gets its share of every batch."""
     more: dict[str, Any] = {"rank": rank(), "world_size": world_size()}
-    if config["train_stage"] == "pretrain" and config["pretrain_loss"] == "catalogue":
+    loss = config["pretrain_loss"] if config["train_stage"] == "pretrain" else None
+    if loss == "catalogue":
         more["by_domain"] = True
-    elif config["train_stage"] == "pretrain":
+    elif loss == "contrastive":
         more["augment_ratios"] = {key: config[key] for key in ("item_drop_ratio", "item_drop_coefficient")}
         more["n_items"] = dataset.catalogue.n_items
     return SequenceBatches(

@@ -41,7 +41,8 @@ _OF_THE_DATA = ("whitening.",)  # tensors that follow from the text features. Ev
 _OF_THE_SHOP = ("history_mean.",)  # what older interactions say about the next one differs between shops
 PUBLISHED = "published"  # the recipe of checkpoints that do not name theirs
 # settings of checkpoints that were saved before the settings existed
-_BEFORE = {"pretrain_loss": "contrastive", "train_fraction": 1.0, "holdout_items": 0.0, "unseen_negatives": True}
+_BEFORE = {"pretrain_loss": "contrastive", "train_fraction": 1.0, "holdout_items": 0.0}
+_BEFORE |= {"unseen_negatives": True, "unseen_bias": 0.0}
 # settings that may differ between the parts of a run
 _NOT_OF_A_RUN = dict.fromkeys(("epochs", "resume", "show_progress", "device", "checkpoint_dir", "data_path"))
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
     Raises:
         UserError: the user has set one of the settings of `SHAPE` to another value.
     """
-    found = _recipe_of(checkpoint)
+    found = _recipe_of(checkpoint) if "recipe" in config else {}  # a baseline has none
     recipe = {key: value for key, value in found.items() if key not in config.given}
     shape = _shape_of(checkpoint, found)
     adopted = {key: value for key, value in (recipe | shape).items() if config[key] != value}
@@ -154,7 +155,7 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
         config[key] = value
     if adopted:
         logger.info("settings from %s: %s", path, ", ".join(f"{key} {value}" for key, value in adopted.items()))
-    missing = [key for key in SHAPE if key not in shape and key not in _ADDED]
+    missing = [key for key in SHAPE if key in config and key not in shape and key not in _ADDED]
     if missing:
         logger.info("%s does not say %s; this run uses its own values", path, ", ".join(missing))
     check_predictions_per_row(config.given, config)

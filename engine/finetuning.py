@@ -63,8 +63,7 @@ def _start(config, model, dataset, batches, evaluation, checkpoint, tokens):
     """
     show, metric, learns = bool(config["show_progress"]), config["valid_metric"].lower(), config["epochs"] > 0
     own = checkpoint and _has_ids(checkpoint)  # the checkpoint was trained on this catalogue
-    if learns:
-        model.leave_out_unseen(dataset.sequences("train"))
+    model.note_unseen(dataset.sequences("train"))
     if not own:
         model.start_ids(dataset.sequences("train"))
         if learns:
@@ -95,6 +94,10 @@ def run_baseline(config):
     start_logging(config)
     if not entry(config.model_class).trains:
         config["epochs"] = 0
+    path = config["pre_model_path"]
+    checkpoint = read_checkpoint(path) if path else None
+    if checkpoint:
+        adopt_settings(config, checkpoint, path)
     report_settings(config)
     watch = Stopwatch()
     with watch("load"):
@@ -103,11 +106,19 @@ def run_baseline(config):
         # before the model: BERT4Rec's loader defines fields that its model reads
         batches = _training_batches(config, dataset, evaluation)
         model = build_model(config.model_class, config, evaluation.parts["train"])  # some models read the training rows
+        if checkpoint:
+            _load_pretrained(model, checkpoint, path, dataset.item_names())
         if config["epochs"] > 0:
             start_history(model, batches)
-        run = identify(config, dataset)
+        run = identify(config, dataset, checkpoint)
     name = f"{config['model']}-{config['dataset']}-{config['seed']}"
     return train_and_test(config, model, batches, evaluation, name, run, watch, dataset.item_names())
+
+
+def _load_pretrained(model, checkpoint, path, item_tokens):
+    """Load the weights of a baseline's own pre-training, without the parts that only that stage has."""
+    kept = {name: part for name, part in checkpoint["state_dict"].items() if not name.startswith(model.only_pretrained)}
+    load_weights(model, {**checkpoint, "state_dict": kept}, path, item_tokens)
 
 
 def _training_batches(config, dataset, evaluation):

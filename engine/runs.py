@@ -35,7 +35,7 @@ from engine.settings import NO_EFFECT, ROOT
 
 _DIGITS = 10  # of an id. The probability that two of 10,000 runs have the same id is 1 in 20,000
 _CODE = ("unisrec.py", "baselines", "common", "data", "engine", "layers")
-_LENGTH = {"epochs", "save_step"}  # of a pre-training
+_LENGTH = {"epochs", "pretrain_epochs", "save_step"}  # of a pre-training
 logger = logging.getLogger(__name__)
 
 

@@ -1,6 +1,6 @@
 """Logits that are added to those of a model. P predictions, N candidates, Z entries."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,3 +59,23 @@ class DenseLogits(NamedTuple):
     def select_columns(self, start: int, stop: int) -> "DenseLogits":
         """The candidates from `start` to `stop`, which are counted from 0 in the result."""
         return DenseLogits(self.values[:, start:stop])
+
+
+class SumOfLogits(NamedTuple):
+    """The sum of several such matrices, with the methods of `DenseLogits`. The sum is never held as a whole."""
+
+    parts: tuple[Any, ...]
+
+    def add_to(self, logits: Tensor) -> Tensor:
+        """The sum of other logits, float [P, N], and these: float [P, N]."""
+        for part in self.parts:
+            logits = part.add_to(logits)
+        return logits
+
+    def at(self, columns: Tensor) -> Tensor:
+        """The logit of one candidate per prediction: columns int64 [P] -> float [P]."""
+        return torch.stack([part.at(columns) for part in self.parts]).sum(0)
+
+    def select_columns(self, start: int, stop: int) -> "SumOfLogits":
+        """The candidates from `start` to `stop`, which are counted from 0 in the result."""
+        return SumOfLogits(tuple(part.select_columns(start, stop) for part in self.parts))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layers.logits import DenseLogits, SparseLogits
+from layers.logits import DenseLogits, SparseLogits, SumOfLogits
 
 TIE = 1e-6  # scores with a smaller relative difference count as equal: rounding may separate equal items
 _SCORES_AT_ONCE = 1 << 23  # held by `ranks_in_blocks`
@@ -32,7 +32,7 @@ def ranks_in_blocks(
     states: Tensor,
     items: Tensor,
     targets: Tensor,
-    added: DenseLogits | SparseLogits | None = None,
+    added: DenseLogits | SparseLogits | SumOfLogits | None = None,
 ) -> Tensor:
     """`expected_ranks` without holding the scores of all items.
 

@@ -272,16 +272,10 @@ def test_sizes_that_do_not_fit_each_other(tiny, saved, refused):
     assert message.startswith("UniSRec: ") and "hidden size (16)" in message and "heads (3)" in message
 
 
-@pytest.mark.parametrize("name", ["FDSA", "S3Rec"])
-def test_models_that_come_later(baseline, name):
-    message = baseline("-m", name)
-    assert message.startswith(f"model {name}: reads text features and is not supported yet") and "SASRec" in message
-
-
 def test_the_message_about_an_unknown_model_lists_only_what_runs(baseline):
     listed = re.search(r"\(models that run: (.*); FILE.py:CLASS", baseline("-m", "Nobody"))[1].split(", ")
     assert {"SASRec", "GRU4Rec", "Popularity", "LastText"} <= set(listed)
-    assert not {"FDSA", "S3Rec", "GRU4RecF", "KSR", "BPR", "UniSRec"} & set(listed)
+    assert not {"GRU4RecF", "KSR", "BPR", "UniSRec"} & set(listed)
 
 
 @pytest.mark.parametrize(

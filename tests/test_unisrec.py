@@ -387,7 +387,7 @@ def test_items_without_interactions_are_in_no_softmax(sampled, folder):
     seen = np.unique(sequences.items)
     assert 5 < len(seen) < model.n_items - 1
     for each in (model, everything):
-        each.leave_out_unseen(sequences)
+        each.note_unseen(sequences)
     with torch.no_grad():
         items = F.normalize(model.represent_items(torch.from_numpy(seen)), dim=-1)
         logits = F.normalize(model.represent(batch)[0], dim=-1) @ items.T / model.temperature
@@ -402,9 +402,30 @@ def test_items_without_interactions_are_in_no_softmax(sampled, folder):
     assert changed.sum() == model.n_items - 1
 
 
+@pytest.mark.parametrize("stage", ["inductive_ft", "transductive_ft"])
+def test_the_bias_of_unseen_items_is_added_to_their_logits(stage, folder):
+    plain, dataset = open_model(stage, folder, holdout_items=0.3)
+    model, _ = open_model(stage, folder, holdout_items=0.3, unseen_bias=2.0)
+    model.load_state_dict(plain.state_dict())
+    unseen = np.setdiff1d(np.arange(1, model.n_items), dataset.sequences("train").items)
+    assert len(unseen) > 5
+    rows = dataset.build()[2][slice(None)]
+    with torch.no_grad():
+        expected = plain.full_sort_predict(rows)
+        torch.testing.assert_close(model.full_sort_predict(rows), expected)
+        for each in (plain, model):
+            each.note_unseen(dataset.sequences("train"))
+        torch.testing.assert_close(plain.full_sort_predict(rows), expected)
+        expected[:, unseen] += 2.0 * model.temperature
+        torch.testing.assert_close(model.full_sort_predict(rows), expected)
+        torch.testing.assert_close(model.predict(rows), expected.gather(1, rows["item_id"][:, None])[:, 0])
+        torch.testing.assert_close(model.ranks(rows), expected_ranks(expected, rows["item_id"]))
+        assert not torch.equal(model.ranks(rows), plain.ranks(rows))
+
+
 def test_in_pretraining_each_domain_leaves_out_its_own_items(folder):
     model, dataset = open_model("pretrain", folder, pretrain_loss="catalogue", holdout_items=0.3)
-    model.leave_out_unseen(dataset.sequences("train"))
+    model.note_unseen(dataset.sequences("train"))
     ends, seen, found = np.cumsum(dataset.catalogue.counts), np.unique(dataset.sequences("train").items), []
     for batch in domain_batches(dataset):
         domain = int(batch.users[0]) // DOMAIN_STRIDE

@@ -205,8 +205,6 @@ def test_what_a_class_says_of_itself():
         pass
 
     assert entry(Mine).needs == (TEXT,) and not entry(Mine).ignores_padding
-    with pytest.raises(UserError, match="model FDSA: reads text features and is not supported yet"):
-        find_model("FDSA")
 
 
 def test_importing_the_registry_imports_no_model():
@@ -215,13 +213,15 @@ def test_importing_the_registry_imports_no_model():
     assert "baselines" in modules and not {"torch", "recbole", "baselines.sasrec", "numpy"} & modules
 
 
-def test_a_model_of_the_registry_may_have_its_settings_beside_it(tmp_path, monkeypatch, capsys):
+def test_a_model_of_the_registry_has_its_settings_in_props(tmp_path, monkeypatch, capsys):
     """The command knows them before it imports the model."""
     import baselines
 
-    monkeypatch.setattr(baselines, "__file__", str(tmp_path / "__init__.py"))
-    (tmp_path / "untrained.yaml").write_text("sharpness: 1  # (int; 1 or more) how sharp\n")
-    assert baselines.yaml_files_of_name("Popularity") == ([], [str(tmp_path / "untrained.yaml")])
+    file = tmp_path / "props" / "Popularity.yaml"
+    file.parent.mkdir()
+    file.write_text("sharpness: 1  # (int; 1 or more) how sharp\n")
+    monkeypatch.setattr(baselines, "__file__", str(tmp_path / "baselines" / "__init__.py"))
+    assert baselines.yaml_files_of_name("Popularity") == ([], [str(file)])
     assert baselines.yaml_files_of_name("GRU4Rec")[1] == [] and len(baselines.yaml_files_of_name("GRU4Rec")[0]) == 1
     with pytest.raises(SystemExit):
         run_baseline.main(["-m", "Popularity", "--help"])
