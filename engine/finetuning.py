@@ -107,7 +107,7 @@ def run_baseline(config):
         batches = _training_batches(config, dataset, evaluation)
         model = build_model(config.model_class, config, evaluation.parts["train"])  # some models read the training rows
         if checkpoint:
-            _load_pretrained(model, checkpoint, path, dataset.item_names())
+            load_pretrained(model, checkpoint, path, dataset.item_names())
         if config["epochs"] > 0:
             start_history(model, batches)
         run = identify(config, dataset, checkpoint)
@@ -115,7 +115,7 @@ def run_baseline(config):
     return train_and_test(config, model, batches, evaluation, name, run, watch, dataset.item_names())
 
 
-def _load_pretrained(model, checkpoint, path, item_tokens):
+def load_pretrained(model, checkpoint, path, item_tokens):
     """Load the weights of a baseline's own pre-training, without the parts that only that stage has."""
     kept = {name: part for name, part in checkpoint["state_dict"].items() if not name.startswith(model.only_pretrained)}
     load_weights(model, {**checkpoint, "state_dict": kept}, path, item_tokens)
