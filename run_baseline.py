@@ -28,7 +28,7 @@ def main(argv):
     name, dataset = take_option(options, "model", "SASRec"), take_option(options, "dataset", "Scientific")
     if "." not in name and ":" not in name:  # reports errors before the imports, which take seconds
         check_name(name)
-        settle("baseline", options, *yaml_files_of_name(name))
+        settle(MODELS[name].command, options, *yaml_files_of_name(name))
     from baselines import find_model
     from engine.config import build_config
     from engine.finetuning import finetune, run_baseline
@@ -74,7 +74,8 @@ def _check_pretrained(config):
 def _help(argv):
     """The help text, with the settings of the model that `argv` names."""
     words = dict(zip(argv, [*argv[1:], ""], strict=True)) | dict(word.split("=", 1) for word in argv if "=" in word)
-    return help_text(USAGE, "baseline", *yaml_files_of_name(words.get("-m") or words.get("--model") or "SASRec"))
+    name = words.get("-m") or words.get("--model") or "SASRec"
+    return help_text(USAGE, MODELS[name].command if name in MODELS else "baseline", *yaml_files_of_name(name))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ class Baseline:
             longest of their batch, instead of MAX_ITEM_LIST_LENGTH. tests/test_recbole_contract.py checks this for each
             such model. Of the other models, some crash on shorter rows, and some give other scores.
         trains: False for a model without training.
-        derived_from: the RecBole model whose settings it also has. Empty: the one of its own name.
+        derived_from: the RecBole model whose settings a model of this project also has. Empty: none.
+        command: whose settings it has: `baseline`, or `finetune` for a model derived from UniSRec.
     """
 
     path: str
@@ -33,6 +34,7 @@ class Baseline:
     ignores_padding: bool = False
     trains: bool = True
     derived_from: str = ""
+    command: str = "baseline"
 
     @property
     def runs(self) -> bool:
@@ -65,11 +67,16 @@ MODELS = {
     "SASRecHistory": Baseline("baselines.sasrec:SASRecHistory", ignores_padding=True, derived_from="SASRec"),
     "FDSA": Baseline("baselines.fdsa:FDSA", needs=(TEXT,), ignores_padding=True, derived_from="SASRec"),
     "S3Rec": Baseline("baselines.s3rec:S3Rec", needs=(TEXT,), ignores_padding=True, derived_from="SASRec"),
+    "ZESRec": Baseline(
+        "baselines.zesrec:ZESRec", needs=(TEXT,), ignores_padding=True, derived_from="SASRec", command="finetune"
+    ),
     "Popularity": Baseline("baselines.untrained:Popularity", ignores_padding=True, trains=False),
     "LastText": Baseline("baselines.untrained:LastText", needs=(TEXT,), ignores_padding=True, trains=False),
     "MeanText": Baseline("baselines.untrained:MeanText", needs=(TEXT,), ignores_padding=True, trains=False),
     "WhitenedText": Baseline("baselines.untrained:WhitenedText", needs=(TEXT,), ignores_padding=True, trains=False),
     "ItemTransitions": Baseline("baselines.item_to_item:ItemTransitions", ignores_padding=True, trains=False),
+    "ItemKNN": Baseline("baselines.item_to_item:ItemKNN", ignores_padding=True, trains=False),
+    "VSKNN": Baseline("baselines.session_knn:VSKNN", ignores_padding=True, trains=False),
     "EASE": Baseline("baselines.item_to_item:EASE", ignores_padding=True, trains=False),
     "TextAndTransitions": Baseline(
         "baselines.item_to_item:TextAndTransitions", needs=(TEXT,), ignores_padding=True, trains=False
@@ -201,7 +208,7 @@ def yaml_files_of_name(name: str) -> tuple[list[str], list[str]]:
     that `derived_from` names is searched."""
     own, recboles = [], name
     if name in MODELS and MODELS[name].path.startswith(f"{__name__}."):
-        recboles = MODELS[name].derived_from or name
+        recboles = MODELS[name].derived_from
         own = [_props_file(name)]
     return [*filter(os.path.isfile, [recbole_file(f"model/{recboles}.yaml")])], [*filter(os.path.isfile, own)]
 

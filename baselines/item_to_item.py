@@ -8,6 +8,7 @@ from recbole.utils import InputType
 from torch import Tensor
 
 from layers.item_to_item import (
+    cosine_neighbors,
     ease_weights,
     normalized_transitions,
     recency_weights,
@@ -60,6 +61,19 @@ class ItemTransitions(_ItemToItem):
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.register_buffer("weights", _transitions(config, dataset))
+
+
+class ItemKNN(_ItemToItem):
+    """Item-based nearest neighbors (Sarwar et al., WWW 2001): the cosine of the sets of users, see `cosine_neighbors`.
+
+    RecBole's ItemKNN is a general recommender, which cannot score the histories that the other models see (`EASE`).
+    """
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        n_items = dataset.num(self.ITEM_ID) - 1
+        weights = cosine_neighbors(dataset.sequences("train"), n_items, config["neighbors"], config["shrink"])
+        self.register_buffer("weights", to_torch(weights))
 
 
 class EASE(_ItemToItem):

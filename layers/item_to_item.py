@@ -93,15 +93,43 @@ def ease_weights(sequences: "Sequences", n_items: int, reg_weight: float) -> Ten
             f"model EASE: found a catalogue of {n_items:,} items, expected at most {EASE_MAX_ITEMS:,}, because EASE "
             "holds a number for each pair of items; choose ItemTransitions"
         )
-    users = np.repeat(np.unique(sequences.users, return_inverse=True)[1], np.diff(sequences.offsets))
-    matrix = csr_matrix((np.ones(len(users), np.float32), (users, sequences.items - 1)), (users.max() + 1, n_items))
-    matrix.data[:] = 1  # scipy has summed repeated pairs
+    matrix = user_items(sequences, n_items)
     gram = torch.from_numpy((matrix.T @ matrix).toarray())
     gram.diagonal().add_(reg_weight)
     factor = torch.linalg.cholesky(gram)
     del gram  # at most two matrices at a time
     inverse = torch.cholesky_inverse(factor).mT  # symmetric; transposed, its rows lie together in memory
     return inverse.div_(-inverse.diagonal().clone()).fill_diagonal_(0)
+
+
+def user_items(sequences: "Sequences", n_items: int) -> csr_matrix:
+    """Which items each user has in the training sequences: float32 [users, N], 0 or 1."""
+    users = np.repeat(np.unique(sequences.users, return_inverse=True)[1], np.diff(sequences.offsets))
+    matrix = csr_matrix((np.ones(len(users), np.float32), (users, sequences.items - 1)), (users.max() + 1, n_items))
+    matrix.data[:] = 1  # scipy has summed repeated pairs
+    return matrix
+
+
+def cosine_neighbors(sequences: "Sequences", n_items: int, neighbors: int, shrink: float) -> csr_matrix:
+    """The cosines of the sets of users of two items, for the nearest items of each item.
+
+    Args:
+        sequences: the training sequences.
+        n_items: N.
+        neighbors: how many items an item keeps, at most.
+        shrink: added to the number of users of each item.
+
+    Returns:
+        float32 [N, N], from row to column. The diagonal is 0.
+    """
+    matrix = user_items(sequences, n_items)
+    degrees = np.asarray(matrix.sum(0)).ravel() + shrink
+    scale = diags(np.where(degrees > 0, degrees, 1) ** -0.5)
+    cosines = (scale @ (matrix.T @ matrix) @ scale).tocsr()
+    cosines.setdiag(0)
+    columns, values = (part.numpy() for part in _largest_of_sparse(cosines, min(neighbors, n_items)))
+    kept = values > 0
+    return csr_matrix((values[kept], (kept.nonzero()[0], columns[kept])), cosines.shape)
 
 
 def spectral_vectors(

@@ -50,7 +50,8 @@ def workplace(tmp_path, monkeypatch):
 
 def config_for(model, small, **options):
     options = {"data_path": small, "plm_size": 24, "show_progress": False, "train_batch_size": 64, **options}
-    command, stage = ("finetune", {"train_stage": "inductive_ft"}) if model is UniSRec else ("baseline", {})
+    is_unisrec = model is UniSRec or model in MODELS and MODELS[model].command == "finetune"
+    command, stage = ("finetune", {"train_stage": "inductive_ft"}) if is_unisrec else ("baseline", {})
     config = build_config(model, "Small", command, {"MAX_ITEM_LIST_LENGTH": LONGEST, "epochs": 1, **stage, **options})
     for key, value in SIZES.items():  # not every model has each of them
         config[key] = value

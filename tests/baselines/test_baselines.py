@@ -7,8 +7,9 @@ from recbole.data.interaction import Interaction
 from recbole.model.general_recommender.ease import EASE as RecBoleEASE
 from sklearn.covariance import ledoit_wolf
 
-from baselines.item_to_item import EASE, ItemTransitions, TextAndTransitions
+from baselines.item_to_item import EASE, ItemKNN, ItemTransitions, TextAndTransitions
 from baselines.sasrec import SASRec, SASRecHistory
+from baselines.session_knn import VSKNN
 from baselines.untrained import LastText, MeanText, Popularity, WhitenedText
 from common.errors import UserError
 from data import SequenceBatches, UniSRecDataset
@@ -127,11 +128,60 @@ def whitened_texts(dataset):
     return texts / np.linalg.norm(texts, axis=1, keepdims=True)
 
 
-def ease_of_the_paper(dataset, reg_weight):
-    """Steck, algorithm 1, on the set of each user's training items."""
+def user_matrix(dataset):
+    """Which items each user has in training, float64 [users, N]."""
     sequences = dataset.sequences("train")
     matrix = np.zeros((sequences.users.max() + 1, dataset.num("item_id") - 1))
     matrix[np.repeat(sequences.users, np.diff(sequences.offsets)), sequences.items - 1] = 1
+    return matrix[matrix.any(1)]
+
+
+def histories_and_weights(rows, decay):
+    """The distinct items of each history (columns), and their weights: the newest occurrence counts."""
+    for history, length in zip(rows["item_id_list"].numpy(), rows["item_length"].tolist(), strict=True):
+        weights = {}
+        for age, item in enumerate(history[:length][::-1]):
+            weights.setdefault(int(item) - 1, decay**age)
+        yield np.array(list(weights)), np.array(list(weights.values()))
+
+
+def test_item_knn_equals_its_formula(small):
+    model, dataset, _ = small(ItemKNN, neighbors=4, shrink=2.0, decay=0.6)
+    rows, matrix = dataset.build()[2][slice(None)], user_matrix(dataset)
+    cosines = matrix.T @ matrix
+    degrees = cosines.diagonal() + 2.0
+    cosines /= np.sqrt(degrees[:, None] * degrees)
+    np.fill_diagonal(cosines, 0)
+    smallest_kept = np.sort(cosines)[:, -4, None]
+    assert (np.sort(cosines)[:, -5, None] < smallest_kept).mean() > 0.5
+    scores = model.full_sort_predict(rows)[:, 1:].numpy()
+    for row, (items, weights) in enumerate(histories_and_weights(rows, 0.6)):
+        low = weights @ np.where(cosines > smallest_kept, cosines, 0)[items]
+        high = weights @ np.where(cosines >= smallest_kept, cosines, 0)[items]
+        assert (low - 1e-5 <= scores[row]).all() and (scores[row] <= high + 1e-5).all(), "but for ties at the border"
+
+
+@pytest.mark.parametrize("recommend_history", [False, True])
+def test_vsknn_equals_its_formula(small, recommend_history):
+    model, dataset, _ = small(VSKNN, neighbors=100, decay=0.6, recommend_history=recommend_history)
+    few, _, _ = small(VSKNN, neighbors=3, decay=0.6, recommend_history=recommend_history)
+    rows, matrix = dataset.build()[2][slice(None)], user_matrix(dataset)
+    scores, of_few = (each.full_sort_predict(rows)[:, 1:].numpy() for each in (model, few))
+    for row, (items, weights) in enumerate(histories_and_weights(rows, 0.6)):
+        similarity = matrix[:, items] @ weights / np.sqrt(matrix.sum(1))
+        newest = (matrix[:, items] * weights).max(1)
+        nearest = np.argsort(-similarity, kind="stable")
+        for found, kept in ((scores[row], nearest), (of_few[row], nearest[:3])):
+            expected = (similarity * newest)[kept] @ matrix[kept]
+            expected[items] *= recommend_history
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    one = rows["item_id"]
+    torch.testing.assert_close(model.predict(rows), model.full_sort_predict(rows)[torch.arange(len(one)), one])
+
+
+def ease_of_the_paper(dataset, reg_weight):
+    """Steck, algorithm 1, on the set of each user's training items."""
+    matrix = user_matrix(dataset)
     inverse = np.linalg.inv(matrix.T @ matrix + reg_weight * np.eye(matrix.shape[1]))
     weights = inverse / -np.diag(inverse)
     np.fill_diagonal(weights, 0)

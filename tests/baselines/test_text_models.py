@@ -244,7 +244,7 @@ def fdsa(folder, name):
 
 def s3rec(folder, name):
     first, dataset = open_model(S3Rec, folder, name)
-    learn(first, dataset, 40)
+    learn(first, dataset, 25)
     model, dataset = open_model(S3Rec, folder, name, train_stage="finetune")
     names = dataset.item_names()
     checkpoint = {"state_dict": first.state_dict(), "item_tokens": list(names), "train_stage": "pretrain"}

@@ -92,12 +92,13 @@ def test_the_choices_are_those_that_the_code_knows():
 
 @pytest.mark.parametrize("name", sorted(name for name, model in MODELS.items() if model.runs))
 def test_recboles_defaults_are_of_their_own_kind(name):
-    settled = settle("baseline", {}, *yaml_files(MODELS[name].load()))
+    command = MODELS[name].command
+    settled = settle(command, {}, *yaml_files(MODELS[name].load()))
     for key, setting in settled.settings.items():
         value = setting.check(setting.default, key)
         assert value == setting.default or setting.kind == "str" and value == str(setting.default), key
     given = {key: setting.default for key, setting in settled.settings.items()}
-    settle("baseline", given, *yaml_files(MODELS[name].load()))
+    settle(command, given, *yaml_files(MODELS[name].load()))
 
 
 # -- one setting -----------------------------------------------------------------------------------------------------
