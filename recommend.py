@@ -3,10 +3,11 @@
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from common.errors import UserError, run_command
 from common.files import atomic_path, check_can_write
+from serving.catalogue import add_catalogue_options, read_catalogue
 
 AT_ONCE = 4096  # histories of a file
 
@@ -22,14 +23,12 @@ def main(argv: list[str]) -> None:
         raise UserError("--histories: give the file for the recommendations with --out FILE.parquet")
     if options.out:
         check_can_write(options.out)
-    from serving.catalogue import read_catalogue  # imported here: it takes seconds
-    from serving.recommender import Recommender
+    from serving.recommender import Recommender  # imported here: it takes seconds
 
-    columns = {"item_column": options.item_column, "text_columns": options.text_columns.split(",")}
-    items = read_catalogue(options.items, **columns) if options.items else None
-    recommender = Recommender.from_pretrained(options.model, items)
+    items = read_catalogue(options.items, options) if options.items else ()
+    recommender = Recommender.from_pretrained(options.model, *items)
     if options.new_items:
-        recommender.add_items(read_catalogue(options.new_items, **columns))
+        recommender.add_items(*read_catalogue(options.new_items, options))
     settings = {"k": options.k, "exclude_history": not options.keep_history, "on_unknown": options.on_unknown}
     if options.histories:
         write_recommendations(recommender, options.histories, options.out, settings)
@@ -37,9 +36,16 @@ def main(argv: list[str]) -> None:
     history = [item.strip() for item in options.history.split(",") if item.strip()]
     recommendations = recommender.recommend(history, **settings)
     for item in history:
-        print(f"{'history':>8}  {item:<14}  {recommender.texts.get(item, 'unknown, skipped')[:90]}")
+        columns = recommender.columns.get(item, {})
+        print(f"{'history':>8}  {item:<14}  {_line(recommender.texts.get(item, 'unknown, skipped'), columns)}")
     for rank, found in enumerate(recommendations, start=1):
-        print(f"{rank:>2} {found.score:5.3f}  {found.id:<14}  {found.text[:90]}")
+        print(f"{rank:>2} {found.score:5.3f}  {found.id:<14}  {_line(found.text, found.columns)}")
+
+
+def _line(text: str, columns: Mapping[str, str]) -> str:
+    """The title of an item, else its text, and the other columns to show."""
+    others = (f"{name}: {value}" for name, value in columns.items() if name != "title")
+    return "  ".join([columns.get("title", text)[:90], *others])
 
 
 def write_recommendations(recommender, path: str, out: str, settings: dict) -> None:
@@ -119,14 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--histories", metavar="FILE", help='JSON lines: ["A", "B"] or {"history": ["A", "B"]}')
     parser.add_argument("--out", metavar="FILE", help="Parquet file for the recommendations for --histories")
     parser.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
-    parser.add_argument(
-        "--items", metavar="FILE", help="catalogue, for a bundle without items: CSV, TSV, JSON lines, Parquet"
-    )
-    parser.add_argument("--new_items", metavar="FILE", help="items to add to those of the bundle")
-    parser.add_argument(
-        "--item_column", default="item_id", metavar="NAME", help="column of the raw id (default: item_id)"
-    )
-    parser.add_argument("--text_columns", default="title", metavar="A,B", help="columns of the text (default: title)")
+    add_catalogue_options(parser)
+    parser.add_argument("--new_items", metavar="FILE", help="items to add to those of the bundle, of the same columns")
     parser.add_argument("--keep_history", action="store_true", help="also recommend the items of the history")
     parser.add_argument("--on_unknown", choices=("error", "skip"), default="error", help="unknown items of a history")
     return parser

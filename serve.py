@@ -5,6 +5,7 @@ import os
 
 from common.errors import UserError, run_command
 from common.files import writing
+from serving.catalogue import add_catalogue_options, read_catalogue
 
 
 def main(argv: list[str]) -> None:
@@ -18,18 +19,15 @@ def main(argv: list[str]) -> None:
     import torch  # imported here: these take seconds
     import uvicorn
 
-    from serving.catalogue import read_catalogue
     from serving.recommender import Recommender
     from serving.service import Shop, create_app
 
     torch.set_num_threads(options.threads)
-    items = (
-        read_catalogue(options.items, options.item_column, options.text_columns.split(",")) if options.items else None
-    )
+    items = read_catalogue(options.items, options) if options.items else ()
     if not os.path.isdir(options.bundle):
         raise UserError(f"{options.bundle}: no such folder; finetune.py leaves a bundle beside its checkpoint")
     with writing(options.bundle):
-        shop = Shop(options.bundle, lambda folder: Recommender.from_pretrained(folder, items))
+        shop = Shop(options.bundle, lambda folder: Recommender.from_pretrained(folder, *items))
     print(
         f"serving {options.bundle}, {len(shop.recommender):,} items: http://{options.host}:{options.port}", flush=True
     )
@@ -61,11 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
     parser.add_argument("--token_file", metavar="FILE", help="token that requests need to change items")
     parser.add_argument("--threads", type=int, default=1, help="threads of a computation (default: 1)")
-    parser.add_argument("--items", metavar="FILE", help="catalogue, for a bundle without items")
-    parser.add_argument(
-        "--item_column", default="item_id", metavar="NAME", help="column of the raw id (default: item_id)"
-    )
-    parser.add_argument("--text_columns", default="title", metavar="A,B", help="columns of the text (default: title)")
+    add_catalogue_options(parser)
     return parser
 
 

@@ -25,9 +25,11 @@ from torch import Tensor
 
 from common.errors import UserError, did_you_mean
 from dataset.preprocessing.encoder import Encoder, encode_with
+from dataset.preprocessing.item_table import check_show_names
 from dataset.preprocessing.texts import UNKNOWN_TEXT, has_words
 from engine.bundle import ITEMS, VECTORS, read_bundle, write_bundle
 from layers.encoder import RowsAsBatch
+from serving.catalogue import Columns, columns_to_show
 from serving.model import build_model, shop_of
 from unisrec import UniSRec
 
@@ -46,12 +48,14 @@ class Recommendation:
         score: the higher, the better. Scores of different histories are not comparable.
         text: the text of the item.
         source: `model`, or `popularity` if the history was empty.
+        columns: to show, such as title, image and url: name -> value.
     """
 
     id: str
     score: float
     text: str
     source: str = "model"
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
 
 class Recommender:
@@ -67,6 +71,7 @@ class Recommender:
 
     Attributes:
         texts: raw id -> text of each item, in the order in which they were added.
+        columns: raw id -> the columns to show, name -> value, of the items that have some.
         encoding: `encoder` and `pooling` of the text features that the model was trained on.
         max_history: how many items of a history the model sees.
     """
@@ -75,6 +80,7 @@ class Recommender:
         self.model, self._content = model.eval(), dict(content)
         self.encoding = _encoding_of(content)
         self.texts: dict[str, str] = {}
+        self.columns: dict[str, Mapping[str, str]] = {}
         self.max_history = model.max_seq_length
         self._slots: dict[str, int] = {}  # the row of an item in the tables. The row of a removed item stays empty
         self._ids: list[str | None] = []  # the item of each row
@@ -89,13 +95,16 @@ class Recommender:
     # -- loading -------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, folder: str, items: Mapping[str, str] | None = None) -> "Recommender":
+    def from_pretrained(
+        cls, folder: str, items: Mapping[str, str] | None = None, columns: Columns | None = None
+    ) -> "Recommender":
         """Load a bundle.
 
         Args:
             folder: the bundle, or its name on the Hugging Face hub.
             items: raw id -> text of a catalogue, for a bundle without items of its own, as pre-training makes it. The
                 texts are encoded and whitened with the statistics of this catalogue.
+            columns: of these items, to show with them.
 
         Raises:
             UserError: the bundle is damaged, or has no items and none are given, or has items and some are given.
@@ -107,7 +116,11 @@ class Recommender:
             raise UserError(f"{folder}: has items of its own; load it without items and add new ones with add_items")
         if not has_items and not items:
             raise UserError(f"{folder}: has no items of its own; give those of a catalogue (items)")
-        return cls._with_catalogue(content, items) if items else cls._with_own_items(folder, content)
+        if not items:
+            return cls._with_own_items(folder, content)
+        recommender = cls._with_catalogue(content, items)
+        recommender.show(columns or {})
+        return recommender
 
     @classmethod
     def _with_own_items(cls, folder, content):
@@ -115,6 +128,7 @@ class Recommender:
         trained = len(content["item_tokens"]) - 1 if content["item_tokens"] else len(table)
         recommender = cls(build_model(content, shop_of(trained, content["features"]["width"])), content)
         recommender.append(table["id"].to_list(), table["text"].to_list(), vectors, table["count"].to_list())
+        recommender.columns |= columns_to_show(table)
         return recommender
 
     @classmethod
@@ -135,9 +149,11 @@ class Recommender:
         """
         rows = len(self._ids)
         texts = ["" if item is None else self.texts[item] for item in self._ids]
-        table = pl.DataFrame(
-            {"id": self._ids, "text": texts, "count": self._counts}, schema_overrides={"id": pl.String}
-        )
+        own = {"id": self._ids, "text": texts, "count": self._counts}
+        shown = [self.columns.get(item or "", {}) for item in self._ids]
+        names = dict.fromkeys(name for columns in shown for name in columns)
+        more = {name: [columns.get(name) for columns in shown] for name in names}
+        table = pl.DataFrame(own | more, schema_overrides={"id": pl.String})
         content = self._content | {"state_dict": self.model.state_dict(), "train_stage": self.model.train_stage}
         write_bundle(folder, content, (table, (self._units * self._lengths)[:rows]))
 
@@ -160,18 +176,22 @@ class Recommender:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def add_items(self, items: Mapping[str, str], vectors: Tensor | None = None) -> None:
-        """Add items, or give known items a new text. Only these texts are encoded.
+    def add_items(
+        self, items: Mapping[str, str], columns: Columns | None = None, vectors: Tensor | None = None
+    ) -> None:
+        """Add items, or replace the text and the columns of known items. Only these texts are encoded.
 
         A known item keeps its id embedding, its item-to-item weights and its count.
 
         Args:
             items: raw id -> text.
+            columns: raw id -> the columns to show, such as title, image and url: name -> value.
             vectors: what `represent` returned for the texts. None: it is called here.
         """
         if not items:
             return
         vectors = self.represent(list(items.values())) if vectors is None else vectors
+        self.show({item: (columns or {}).get(item, {}) for item in items})
         known = [number for number, item in enumerate(items) if item in self._slots]
         new = [number for number, item in enumerate(items) if item not in self._slots]
         names, texts = list(items), list(items.values())
@@ -180,6 +200,19 @@ class Recommender:
             self._set(slots, vectors[known] + self._id_embeddings(slots))
             self.texts |= {names[number]: texts[number] for number in known}
         self.append([names[n] for n in new], [texts[n] for n in new], vectors[new], [0] * len(new))
+
+    def show(self, columns: Columns) -> None:
+        """Replace the columns to show of items: raw id -> name -> value.
+
+        Raises:
+            UserError: a column has a name that it cannot have.
+        """
+        check_show_names({name for each in columns.values() for name in each}, "columns")
+        for item, values in columns.items():
+            if values:
+                self.columns[item] = dict(values)
+            else:
+                self.columns.pop(item, None)
 
     @torch.no_grad()
     def represent(self, texts: Sequence[str]) -> Tensor:
@@ -208,6 +241,7 @@ class Recommender:
             item = self._ids[slot]
             assert item is not None
             del self.texts[item], self._slots[item]
+            self.columns.pop(item, None)
             self._ids[slot] = None
             self._present[slot] = False
 
@@ -312,7 +346,7 @@ class Recommender:
 
     def _recommendation(self, slot, score, source):
         item = self._ids[slot]
-        return Recommendation(item, score, self.texts[item], source)
+        return Recommendation(item, score, self.texts[item], source, self.columns.get(item, {}))
 
     def score(self, history: Sequence[str], ids: Sequence[str], on_unknown: str = "error") -> list[float]:
         """The scores of given items for a history, in the order of `ids`. See `recommend`."""

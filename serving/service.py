@@ -8,7 +8,7 @@ import importlib.resources
 import threading
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
@@ -20,6 +20,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import UserError
+from dataset.preprocessing.item_table import check_show_names
+from serving.catalogue import Columns
 from serving.journal import Journal
 from serving.recommender import Recommender
 
@@ -28,10 +30,12 @@ MAX_HISTORY = 1000  # items of a history
 MAX_K = 1000
 MAX_ITEMS = 1000  # items of a request
 MAX_TEXT = 10_000  # characters
+MAX_COLUMNS = 20  # to show with an item
 TOGETHER = 64  # requests that are encoded together
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Name = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class _Strict(BaseModel):
@@ -57,14 +61,15 @@ class SimilarRequest(_Strict):
 
 
 class Item(_Strict):
-    """An item of the catalogue."""
+    """An item of the catalogue, and columns to show with it, such as title, image and url."""
 
     id: Id
     text: Text
+    columns: Annotated[dict[Name, Text], Field(max_length=MAX_COLUMNS)] = {}
 
 
 class AddRequest(_Strict):
-    """Items to add. Known items get the new text."""
+    """Items to add. They replace known items."""
 
     items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
 
@@ -141,13 +146,15 @@ class Shop:
         with self._using:
             return recommender.nearest(vector, k)
 
-    def add(self, items: dict[str, str]) -> int:
-        """Add items. Returns the number of items afterwards."""
+    def add(self, items: Mapping[str, str], columns: Columns | None = None) -> int:
+        """Add items. Returns the number of items afterwards. See `Recommender.add_items`."""
+        columns = columns or {}
+        check_show_names({name for each in columns.values() for name in each}, "columns")
         with self._changing:
             vectors = self.recommender.represent(list(items.values()))
-            _store(self.journal.add, items)
+            _store(self.journal.add, items, columns)
             with self._using:
-                self.recommender.add_items(items, vectors)
+                self.recommender.add_items(items, columns, vectors)
                 return len(self.recommender)
 
     def remove(self, ids: list[str]) -> int:
@@ -161,23 +168,24 @@ class Shop:
                 self.recommender.remove_items(ids)
                 return len(self.recommender)
 
-    def search(self, query: str, limit: int) -> list[dict[str, str]]:
-        """The first items whose id or text contains all words of the query, without regard to case."""
+    def search(self, query: str, limit: int) -> list[dict[str, Any]]:
+        """The first items whose id, text or title contains all words of the query, without regard to case."""
         words, found = query.casefold().split(), []
         with self._using:
             for item, text in self.recommender.texts.items():
-                content = f"{item} {text}".casefold()
+                columns = self.recommender.columns.get(item, {})
+                content = " ".join([item, text, columns.get("title", "")]).casefold()
                 if all(word in content for word in words):
-                    found.append({"id": item, "text": text})
+                    found.append({"id": item, "text": text, "columns": columns})
                     if len(found) == limit:
                         break
         return found
 
 
-def _store(act: Callable[[Any], None], change: Any) -> None:
+def _store(act: Callable[..., None], *change: Any) -> None:
     """Write a change to the disk. If that fails, nothing is changed."""
     try:
-        act(change)
+        act(*change)
     except UserError as error:
         raise HTTPException(507, str(error)) from None
 
@@ -317,8 +325,9 @@ def _add_reading(app: FastAPI, shop: Shop, batcher: Batcher) -> None:
 def _add_writing(app: FastAPI, shop: Shop, may_write: Any) -> None:
     @app.post("/v1/items", dependencies=[may_write], responses=_ERRORS | _DENIED)
     def add(request: AddRequest) -> dict[str, int]:
-        """Add items, or give known items a new text. They survive a restart."""
-        return {"total": shop.add({item.id: item.text for item in request.items})}
+        """Add items, or replace known items. They survive a restart."""
+        columns = {item.id: item.columns for item in request.items if item.columns}
+        return {"total": shop.add({item.id: item.text for item in request.items}, columns)}
 
     @app.delete("/v1/items", dependencies=[may_write], responses=_ERRORS | _DENIED)
     def remove(id: Annotated[list[Id], Query(min_length=1, max_length=MAX_ITEMS)]) -> dict[str, int]:

@@ -53,7 +53,8 @@ def test_recommendations_are_those_of_the_recommender(open_client, folder):
     expected = recommender.recommend(ids(3, 4), k=5)
     assert found(response) == [item.id for item in expected]
     assert response.json()["items"][0] == {
-        "id": expected[0].id, "score": pytest.approx(expected[0].score), "text": expected[0].text, "source": "model"
+        "id": expected[0].id, "score": pytest.approx(expected[0].score), "text": expected[0].text, "source": "model",
+        "columns": {},
     }  # fmt: skip
     assert len(found(client.post("/v1/recommend", json={"history": ids(3)}))) == 10
     assert set(found(client.post("/v1/recommend", json={"history": ids(3), "allowed": ids(5, 6)}))) == set(ids(5, 6))
@@ -93,21 +94,25 @@ def test_many_clients_at_once(open_client, folder):
 
 def test_items_survive_a_restart_and_a_cut_line(open_client, folder):
     client = open_client()
-    texts = [{"id": "new", "text": "Ein Löffel <script>"}, {"id": "gone", "text": "a fork"}]
+    shown = {"title": "<b>Suppe</b>", "url": "javascript:alert(1)"}
+    texts = [{"id": "new", "text": "Ein Löffel <script>", "columns": shown}, {"id": "gone", "text": "a fork"}]
     assert client.post("/v1/items", json={"items": texts}).json() == {"total": 32}
     assert client.delete("/v1/items", params={"id": ["gone", "Tiny1004"]}).json() == {"total": 30}
     assert client.get("/v1/items", params={"query": "löffel"}).json() == {"items": texts[:1], "total": 30}
-    before = client.post("/v1/recommend", json={"history": ["new"]}).json()["items"]
+    assert found(client.get("/v1/items", params={"query": "suppe"})) == ["new"], "the title is searched as well"
+    everything = {"history": ids(3), "k": 40}
+    before = client.post("/v1/recommend", json=everything).json()["items"]
+    assert {item["id"]: item["columns"] for item in before if item["columns"]} == {"new": shown}
     with open(f"{folder}/{NAME}", "ab") as file:
         file.write(b'{"add": {"never acknow')  # killed while writing
     again = open_client()
     assert again.get("/v1/items").json()["total"] == 30
-    after = again.post("/v1/recommend", json={"history": ["new"]}).json()["items"]
+    after = again.post("/v1/recommend", json=everything).json()["items"]
     assert [item | {"score": pytest.approx(item["score"], abs=1e-6)} for item in before] == after
     assert again.post("/v1/items", json={"items": [{"id": "gone", "text": "a fork"}]}).json() == {"total": 31}
     assert open_client().get("/v1/items", params={"query": "FORK gone"}).json()["total"] == 31
     lines = pathlib.Path(folder, NAME).read_text(encoding="utf-8").splitlines()
-    assert [sorted(json.loads(line)) for line in lines] == [["add"], ["remove"], ["add"]]
+    assert [sorted(json.loads(line)) for line in lines] == [["add", "columns"], ["remove"], ["add"]]
 
 
 def test_a_change_that_cannot_be_stored_is_not_made(open_client, folder, monkeypatch):
@@ -131,8 +136,9 @@ def test_a_change_that_cannot_be_stored_is_not_made(open_client, folder, monkeyp
 def test_an_item_that_the_new_bundle_was_trained_on_is_left_to_it(folder):
     shop, text = Shop(folder), "item number 3."
     before = shop.recommender.score(ids(5), ids(3))
-    shop.journal.add({"Tiny1003": text, "new": "a fork"})
+    shop.journal.add({"Tiny1003": text, "new": "a fork"}, {"Tiny1003": {"title": "Three"}})
     again = Shop(folder)
+    assert again.recommender.columns == {"Tiny1003": {"title": "Three"}}
     assert again.recommender.score(ids(5), ids(3)) == before and "new" in again.recommender.texts
 
 
@@ -217,6 +223,8 @@ def test_mistakes_of_other_calls(open_client):
     long = client.post("/v1/items", json={"items": [{"id": "a", "text": "x" * (MAX_TEXT + 1)}]})
     assert long.status_code == 422 and f"at most {MAX_TEXT}" in long.text
     assert client.post("/v1/items", json={"items": []}).status_code == 422
+    name = client.post("/v1/items", json={"items": [{"id": "a", "text": "x", "columns": {"count": "1"}}]})
+    assert name.status_code == 400 and "cannot have the name 'count'" in name.text
     missing = client.delete("/v1/items", params={"id": ["Tiny1001", "nobody"]})
     assert missing.status_code == 400 and "unknown item 'nobody'" in missing.text
     assert client.get("/v1/items").json()["total"] == 30, "nothing was removed"
