@@ -6,6 +6,7 @@ import os
 from common.errors import UserError, run_command
 from common.files import writing
 from serving.catalogue import add_catalogue_options, read_catalogue
+from serving.histories import HISTORIES_HELP, read_histories
 
 
 def main(argv: list[str]) -> None:
@@ -19,6 +20,7 @@ def main(argv: list[str]) -> None:
     import torch  # imported here: these take seconds
     import uvicorn
 
+    from serving.comparison import UNTRAINED
     from serving.recommender import Recommender
     from serving.service import Shop, create_app
 
@@ -26,8 +28,12 @@ def main(argv: list[str]) -> None:
     items = read_catalogue(options.items, options) if options.items else ()
     if not os.path.isdir(options.bundle):
         raise UserError(f"{options.bundle}: no such folder; finetune.py leaves a bundle beside its checkpoint")
+    for name in options.compare:
+        if name != UNTRAINED and not os.path.isdir(name):
+            raise UserError(f"--compare {name}: no such folder; expected a bundle or {UNTRAINED}")
+    users = [history for _, history in read_histories(options.histories)] if options.histories else []
     with writing(options.bundle):
-        shop = Shop(options.bundle, lambda folder: Recommender.from_pretrained(folder, *items))
+        shop = Shop(options.bundle, lambda folder: Recommender.from_pretrained(folder, *items), options.compare, users)
     print(
         f"serving {options.bundle}, {len(shop.recommender):,} items: http://{options.host}:{options.port}", flush=True
     )
@@ -60,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--token_file", metavar="FILE", help="token that requests need to change items")
     parser.add_argument("--threads", type=int, default=1, help="threads of a computation (default: 1)")
     add_catalogue_options(parser)
+    parser.add_argument(
+        "--compare", action="append", default=[], metavar="NAME",
+        help="another bundle, or: untrained. The page shows both side by side; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--histories", metavar="FILE", help=f"example users, whom anyone can see on the page: {HISTORIES_HELP}"
+    )
     return parser
 
 

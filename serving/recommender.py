@@ -30,7 +30,7 @@ from dataset.preprocessing.texts import UNKNOWN_TEXT, has_words
 from engine.bundle import ITEMS, VECTORS, read_bundle, write_bundle
 from layers.encoder import RowsAsBatch
 from serving.catalogue import Columns, columns_to_show
-from serving.model import build_model, shop_of
+from serving.model import build_model, shop_of, untrained_model
 from unisrec import UniSRec
 
 BLOCK = 1024  # items that are scored at once. Each product of matrices has the same shape, whatever the number of items
@@ -132,14 +132,22 @@ class Recommender:
         return recommender
 
     @classmethod
-    def _with_catalogue(cls, content, items):
+    def _with_catalogue(cls, content, items, build=build_model):
         encoding = _encoding_of(content)
         encoder = Encoder(encoding["encoder"], encoding.get("pooling"))
         features = _encode(encoder, items.values(), encoding)
-        recommender = cls(build_model(content, shop_of(len(items), encoder.width, features)), content)
+        recommender = cls(build(content, shop_of(len(items), encoder.width, features)), content)
         recommender._encoder = encoder
         recommender.append(list(items), list(items.values()), recommender._represent(features), [0] * len(items))
         return recommender
+
+    def untrained(self) -> "Recommender":
+        """The same model with new weights, and the same items. It shows what training has brought."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            other = self._with_catalogue(self._content, self.texts, _build_untrained)
+        other.show(self.columns)
+        return other
 
     def save_pretrained(self, folder: str) -> None:
         """Write a bundle with the items as they are now.
@@ -387,6 +395,21 @@ class Recommender:
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [self._recommendation(slot, value, "model") for slot, value in pairs if value > -torch.inf]
 
+    @torch.no_grad()
+    def ranks_of(self, vector: Tensor, histories: Sequence[Sequence[str]], k: int = 10) -> list[int | None]:
+        """The rank that a new item would have among the recommendations for each history. None: below the first k.
+
+        Args:
+            vector: of the new item, float [H]. See `represent`.
+            histories: at least one. None is empty.
+            k: the number of recommendations.
+        """
+        best = self.recommend(histories, k)
+        states = self._states(*self._padded([self._rows(each, "error") for each in histories]))
+        scores = (states @ F.normalize(vector, dim=-1)).tolist()
+        ranks = [1 + sum(item.score >= score for item in found) for found, score in zip(best, scores, strict=True)]
+        return [rank if rank <= k else None for rank in ranks]
+
     def _rows(self, history, on_unknown):
         """The rows of a history's items in the tables, oldest first."""
         if on_unknown not in ("error", "skip"):
@@ -403,11 +426,13 @@ class Recommender:
             scores[empty] = self._popularity()
         full = [number for number, own in enumerate(rows) if own]
         if full:
-            newest = [torch.tensor(rows[number][-self.max_history :]) + 1 for number in full]
-            lengths = torch.tensor([len(each) for each in newest])
-            ids = torch.nn.utils.rnn.pad_sequence(newest, batch_first=True)
-            scores[full] = self._model_scores(ids, lengths)
+            scores[full] = self._model_scores(*self._padded([rows[number] for number in full]))
         return scores
+
+    def _padded(self, rows):
+        """The newest rows of histories + 1, int64 [B, L], padded with 0, and their lengths, int64 [B]."""
+        newest = [torch.tensor(own[-self.max_history :]) + 1 for own in rows]
+        return torch.nn.utils.rnn.pad_sequence(newest, batch_first=True), torch.tensor([len(each) for each in newest])
 
     def _popularity(self):
         if not any(self._counts):
@@ -416,14 +441,8 @@ class Recommender:
         return F.pad(torch.tensor(self._counts, dtype=torch.float), (0, len(self._units) - len(self._counts)))
 
     def _model_scores(self, ids, lengths):
-        """Scores for histories of rows + 1, int64 [B, L], padded with 0."""
-        rows = (ids - 1).clamp(min=0)
-        vectors = F.embedding(rows, self._units) * F.embedding(rows, self._lengths)  # [B, L, H]
-        model = self.model
-        states = model.encode_last(vectors, lengths)
-        if model.history_mean is not None:
-            states = states + model.history_mean.last(vectors, lengths)
-        scores = self._products(F.normalize(states, dim=-1))
+        """Scores for histories from `_padded`, float [B, rows]."""
+        model, scores = self.model, self._products(self._states(ids, lengths))
         if model.history_bias is not None:  # a score is a logit times the temperature
             bias = model.history_bias.logits(RowsAsBatch(ids, lengths, lengths), lambda ids: ids - 1)
             scores = bias._replace(values=bias.values * model.temperature).add_to(scores)
@@ -431,6 +450,16 @@ class Recommender:
             known = ids.masked_fill(ids > self._trained, 0)  # new items have no weights
             scores[:, : self._trained] += model.item_to_item.logits(known, lengths, model.temperature)
         return scores
+
+    def _states(self, ids, lengths):
+        """The states of histories from `_padded`, of length 1, float [B, H]."""
+        rows = (ids - 1).clamp(min=0)
+        vectors = F.embedding(rows, self._units) * F.embedding(rows, self._lengths)  # [B, L, H]
+        model = self.model
+        states = model.encode_last(vectors, lengths)
+        if model.history_mean is not None:
+            states = states + model.history_mean.last(vectors, lengths)
+        return F.normalize(states, dim=-1)
 
     def _products(self, units):
         """Cosines with all items, block by block: float [B, H] -> float [B, rows]."""
@@ -440,6 +469,10 @@ class Recommender:
 def _encoding_of(content):
     """How the text features of a bundle's training data were made, dict. Features without an encoder are MiniLM's."""
     return {"encoder": "minilm"} | (content["features"] or {})
+
+
+def _build_untrained(content, shop):
+    return untrained_model(shop, content["config"] | {"train_stage": "inductive_ft"})
 
 
 def _encode(encoder, texts, encoding):

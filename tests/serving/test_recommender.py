@@ -337,6 +337,17 @@ def test_the_command_recommends_for_a_file(made, tmp_path, monkeypatch):
     assert table["id"].to_list() == [item.id for each in best for item in each]
 
 
+def test_the_command_recommends_for_the_test_users_of_a_data_set(made, tmp_path):
+    rows, model = f"{made['data']}/Tiny/Tiny.test.inter", made["inductive_ft"][1]
+    recommend.main(["-m", model, "--histories", rows, "--out", f"{tmp_path}/out.parquet", "-k", "4"])
+    table = pl.read_parquet(tmp_path / "out.parquet")
+    lines = pathlib.Path(rows).read_text().splitlines()
+    assert set(table["line"]) == set(range(2, len(lines) + 1)), "the numbers of the lines, without that of the header"
+    numbers = map(int, lines[4].split("\t")[1].split())
+    best = Recommender.from_pretrained(model).recommend(ids(*numbers), k=4)
+    assert table.filter(line=5)["id"].to_list() == [item.id for item in best]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 import serve
 import serving.journal
+from serving.comparison import UNTRAINED
 from serving.journal import NAME
 from serving.recommender import Recommender
 from serving.service import MAX_BODY, MAX_HISTORY, MAX_ITEMS, MAX_K, MAX_TEXT, RecommendRequest, Shop, create_app
@@ -31,8 +32,10 @@ def open_client(folder):
     """Start the service on the bundle; returns a client. Called again, it is a restart."""
     clients = []
 
-    def start(token=None, where=folder):
-        client = TestClient(create_app(Shop(where), token), "http://127.0.0.1:8000", raise_server_exceptions=False)
+    def start(token=None, where=folder, **options):
+        client = TestClient(
+            create_app(Shop(where, **options), token), "http://127.0.0.1:8000", raise_server_exceptions=False
+        )
         client.__enter__()
         clients.append(client)
         return client
@@ -66,6 +69,50 @@ def test_recommendations_are_those_of_the_recommender(open_client, folder):
     assert {item["because"] for item in explained} == set(ids(3, 20))
     popular = client.post("/v1/recommend", json={"history": [], "explain": True}).json()["items"]
     assert {item["source"] for item in popular} == {"popularity"} and {item["because"] for item in popular} == {None}
+
+
+def test_models_to_compare_with_recommend_the_same_items(open_client, folder, made, tmp_path):
+    other = shutil.copytree(made["inductive_ft"][1], tmp_path / "other")
+    recommender = Recommender.from_pretrained(str(other))
+    recommender.remove_items(ids(7))
+    recommender.add_items({"gone": "it is not in the shop"})
+    recommender.save_pretrained(str(other))
+    names = [UNTRAINED, made["pretrain"][1], str(other)]
+    client = open_client(compare=names)
+    assert client.get("/v1/model").json()["compare"] == names
+    new = {"id": "new", "text": "a spoon", "columns": {"title": "Spoon"}}
+    client.post("/v1/items", json={"items": [new]})
+    client.delete("/v1/items", params={"id": ids(9)})
+    answers = {}
+    for name in [None, *names]:
+        response = client.post("/v1/recommend", json={"history": ids(3, 4), "k": 40, "model": name})
+        answers[name] = found(response)
+        assert {item["id"]: item["columns"] for item in response.json()["items"] if item["columns"]} == {
+            "new": {"title": "Spoon"}
+        }
+    expected = {*ids(*range(30)), "new"} - set(ids(3, 4, 9))
+    assert all(set(answer) == expected for answer in answers.values())
+    assert len({tuple(answer) for answer in answers.values()}) == 4, "each model has an order of its own"
+    mistake = client.post("/v1/recommend", json={"history": ids(3), "model": "x"})
+    assert mistake.status_code == 400 and f"expected one of {names}" in mistake.json()["detail"]
+
+
+def test_example_users_who_would_get_a_new_product(open_client, folder):
+    users = [ids(3, 4), ["unknown"], ["unknown", *ids(5)], ids(*range(30))]
+    client = open_client(users=users)
+    answer = client.post("/v1/audience", json={"text": "a spoon", "k": 10}).json()
+    recommender = Recommender.from_pretrained(folder)
+    recommender.add_items({"spoon": "a spoon"})
+    ranks = {}
+    for number, user in enumerate(users, start=1):
+        known = [item for item in user if item in recommender.texts]
+        best = [item.id for item in recommender.recommend(known, k=99)] if known else []
+        ranks |= {number: best.index("spoon") + 1} if best else {}
+    assert answer["of"] == 3 and {user["user"]: user["rank"] for user in answer["users"]} == ranks
+    assert answer["total"] == sum(rank <= 10 for rank in ranks.values())
+    assert [user["rank"] for user in answer["users"]] == sorted(ranks.values())
+    assert [item["id"] for user in answer["users"] if user["user"] == 3 for item in user["history"]] == ids(5)
+    assert open_client().post("/v1/audience", json={"text": "a spoon"}).json() == {"users": [], "total": 0, "of": 0}
 
 
 def test_requests_that_arrive_together_get_their_own_answers(folder):
@@ -262,6 +309,11 @@ def test_the_command_refuses_what_is_unsafe_or_missing(refused, folder, tmp_path
     assert "expected at least 16 ASCII characters" in message and "secret" not in message
     assert "No such file" in refused(serve.main, folder, "--token_file", tmp_path / "none")
     assert "no such folder" in refused(serve.main, tmp_path / "none")
+    assert "--compare none: no such folder; expected a bundle" in refused(serve.main, folder, "--compare", "none")
+    assert "none.jsonl: no such file" in refused(serve.main, folder, "--histories", tmp_path / "none.jsonl")
+    (tmp_path / "x.test.inter").write_text("header\n0\t7\t1\n")
+    (tmp_path / "x.item2index").write_text("a\t0\n")
+    assert "line 2: found" in refused(serve.main, folder, "--histories", tmp_path / "x.test.inter")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
