@@ -1,6 +1,7 @@
 """The examples run from any folder, and say what they should."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -29,3 +30,13 @@ def test_from_csv_files_to_an_answered_request(tmp_path):
         served = run("serve_shop.py", bundle, "TA-101", folder=tmp_path).splitlines()
         assert f"{{'total': {total}}}" in served and len(served) == 6
     assert "72 items" not in served[0] and "73 items" in served[0]
+
+
+def test_pretraining_helps_in_a_third_shop(tmp_path):
+    lines = run("transfer.py", tmp_path / "transfer", folder=tmp_path).splitlines()
+    pattern = re.compile(r"(.*) weights, (\d) epochs: (0\.\d{4})")
+    ndcg = {found.group(1, 2): float(found[3]) for found in map(pattern.fullmatch, lines) if found}
+    assert len(ndcg) == 4
+    for epochs in "05":
+        assert ndcg["pre-trained", epochs] > ndcg["new", epochs]
+    assert ndcg["new", "5"] > ndcg["pre-trained", "0"] > 0
