@@ -1,7 +1,10 @@
 """Serve a bundle over HTTP: python serve.py saved/bundle [--port 8000]"""
 
 import argparse
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 
 from common.errors import UserError, run_command
 from common.files import writing
@@ -13,31 +16,47 @@ def main(argv: list[str]) -> None:
     """Run the command. It is described at the top of the file."""
     options = _parser().parse_args(argv)
     token = _read_token(options.token_file) if options.token_file else None
-    if token is None and not _is_loopback(options.host):
-        raise UserError(
-            f"--host {options.host}: others could change the items; give a --token_file, or serve on 127.0.0.1"
-        )
+    _check(options, token)
     import torch  # imported here: these take seconds
     import uvicorn
 
-    from serving.comparison import UNTRAINED
     from serving.recommender import Recommender
     from serving.service import Shop, create_app
 
     torch.set_num_threads(options.threads)
     items = read_catalogue(options.items, options) if options.items else ()
+    users = [history for _, history in read_histories(options.histories)] if options.histories else []
+    with _only_service_of(options.bundle):
+        with writing(options.bundle):
+            shop = Shop(
+                options.bundle, lambda folder: Recommender.from_pretrained(folder, *items), options.compare, users
+            )
+        address = f"http://{options.host}:{options.port}"
+        print(f"serving {options.bundle}, {len(shop.recommender):,} items: {address}", flush=True)
+        uvicorn.run(create_app(shop, token), host=options.host, port=options.port, log_level="warning")
+
+
+def _check(options: argparse.Namespace, token: str | None) -> None:
+    if token is None and not _is_loopback(options.host):
+        raise UserError(
+            f"--host {options.host}: others could change the items; give a --token_file, or serve on 127.0.0.1"
+        )
     if not os.path.isdir(options.bundle):
         raise UserError(f"{options.bundle}: no such folder; finetune.py leaves a bundle beside its checkpoint")
-    for name in options.compare:
-        if name != UNTRAINED and not os.path.isdir(name):
-            raise UserError(f"--compare {name}: no such folder; expected a bundle or {UNTRAINED}")
-    users = [history for _, history in read_histories(options.histories)] if options.histories else []
-    with writing(options.bundle):
-        shop = Shop(options.bundle, lambda folder: Recommender.from_pretrained(folder, *items), options.compare, users)
-    print(
-        f"serving {options.bundle}, {len(shop.recommender):,} items: http://{options.host}:{options.port}", flush=True
-    )
-    uvicorn.run(create_app(shop, token), host=options.host, port=options.port, log_level="warning")
+
+
+@contextlib.contextmanager
+def _only_service_of(folder: str) -> Iterator[None]:
+    """Keep other services off a bundle: each would know only its own changes, and could cut a line of the other."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process serves it; stop it, or serve a copy of the folder") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def _is_loopback(host: str) -> bool:

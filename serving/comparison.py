@@ -2,6 +2,7 @@
 
 import os
 
+from common.errors import UserError
 from engine.bundle import ITEMS
 from serving.recommender import Recommender
 
@@ -18,11 +19,13 @@ def load_beside(name: str, recommender: Recommender) -> Recommender:
         recommender: whose items are taken over.
 
     Raises:
-        UserError: the bundle is damaged.
+        UserError: the bundle is missing or damaged.
     """
     items = recommender.texts
     if name == UNTRAINED:
         return recommender.untrained()
+    if not os.path.isdir(name):
+        raise UserError(f"--compare {name}: no such folder; expected a bundle or {UNTRAINED}")
     if not os.path.isfile(os.path.join(name, ITEMS)):
         return Recommender.from_pretrained(name, items, recommender.columns)
     other = Recommender.from_pretrained(name)

@@ -1,12 +1,19 @@
 """The HTTP service: its answers, limits, token, and what survives a restart."""
 
+import contextlib
 import errno
 import json
+import os
 import pathlib
 import shutil
+import socket
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
@@ -16,6 +23,7 @@ from serving.comparison import UNTRAINED
 from serving.journal import NAME
 from serving.recommender import Recommender
 from serving.service import MAX_BODY, MAX_HISTORY, MAX_ITEMS, MAX_K, MAX_TEXT, RecommendRequest, Shop, create_app
+from tests.conftest import ROOT
 from tests.serving.conftest import ids
 
 TOKEN = "0123456789abcdef-token"
@@ -314,6 +322,61 @@ def test_the_command_refuses_what_is_unsafe_or_missing(refused, folder, tmp_path
     (tmp_path / "x.test.inter").write_text("header\n0\t7\t1\n")
     (tmp_path / "x.item2index").write_text("a\t0\n")
     assert "line 2: found" in refused(serve.main, folder, "--histories", tmp_path / "x.test.inter")
+
+
+def test_one_service_for_a_bundle(refused, folder):
+    with serve._only_service_of(folder):
+        assert "another process serves it" in refused(serve.main, folder)
+
+
+@pytest.mark.slow
+def test_nothing_acknowledged_is_lost_by_a_kill(tmp_path):
+    """The service is killed with SIGKILL while items are written, twice. What it has acknowledged is there again."""
+    bundle = shutil.copytree(os.path.join(ROOT, "saved", "amazon-minilm"), tmp_path / "bundle")
+    (tmp_path / "items.csv").write_text("item_id,title\na,Blaue Tasse\nb,Rote Tasse\nc,Gabel\n", encoding="utf-8")
+    command = [sys.executable, os.path.join(ROOT, "serve.py"), str(bundle), "--items", f"{tmp_path}/items.csv"]
+    acknowledged, sent = [], 0
+    for writes in (3, 8, 0):  # a service that is killed after so many answers, another one, and one that is asked
+        port = free_port()
+        with subprocess.Popen([*command, "--port", str(port)], env=os.environ | {"OMP_NUM_THREADS": "1"}) as service:
+            try:
+                with contextlib.closing(wait_for(f"http://127.0.0.1:{port}", service)) as client:
+                    present = {item["id"] for item in client.get("/v1/items", params={"limit": 1000}).json()["items"]}
+                    assert {"a", "b", "c", *acknowledged} <= present <= {"a", "b", "c", *(f"n{i}" for i in range(sent))}
+                    if not writes:
+                        break
+                    killer = threading.Timer(0.003, service.kill)
+                    while True:
+                        name, sent = f"n{sent}", sent + 1
+                        try:
+                            answer = client.post("/v1/items", json={"items": [{"id": name, "text": f"Tasse {sent}"}]})
+                        except httpx2.TransportError:
+                            break
+                        assert answer.status_code == 200
+                        acknowledged.append(name)
+                        if len(acknowledged) == writes:
+                            killer.start()  # the next writes are under way
+            finally:
+                service.kill()
+    assert len(acknowledged) >= 8
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_for(address, service):
+    """A client of a service, when it answers."""
+    client = httpx2.Client(base_url=address, timeout=60)
+    while service.poll() is None:
+        try:
+            client.get("/healthz")
+            return client
+        except httpx2.TransportError:
+            time.sleep(0.1)
+    raise AssertionError("the service has stopped")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
