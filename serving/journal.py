@@ -68,7 +68,8 @@ class Journal:
 
     def add(self, items: Mapping[str, str], columns: Columns) -> None:
         """Note that items were added, with columns to show."""
-        self._write({"add": items} | ({"columns": columns} if columns else {}))
+        shown = {item: values for item, values in columns.items() if values}
+        self._write({"add": items} | ({"columns": shown} if shown else {}))
 
     def remove(self, ids: Sequence[str]) -> None:
         """Note that items were removed."""

@@ -114,6 +114,10 @@ class Recommender:
         has_items = os.path.isfile(os.path.join(folder, ITEMS))
         if has_items and items is not None:
             raise UserError(f"{folder}: has items of its own; load it without items and add new ones with add_items")
+        if not has_items and content["train_stage"] != "pretrain":
+            raise UserError(
+                f"{os.path.join(folder, ITEMS)}: no such file; the bundle is incomplete, copy or write it again"
+            )
         if not has_items and not items:
             raise UserError(f"{folder}: has no items of its own; give those of a catalogue (items)")
         if not items:
@@ -127,6 +131,11 @@ class Recommender:
         table, vectors = _read_items(folder)
         trained = len(content["item_tokens"]) - 1 if content["item_tokens"] else len(table)
         recommender = cls(build_model(content, shop_of(trained, content["features"]["width"])), content)
+        if vectors.shape[1:] != (recommender.model.hidden_size,):
+            raise UserError(
+                f"{os.path.join(folder, VECTORS)}: vectors of width {vectors.size(-1)}, expected "
+                f"{recommender.model.hidden_size}, the hidden_size of the model; copy or write the bundle again"
+            )
         recommender.append(table["id"].to_list(), table["text"].to_list(), vectors, table["count"].to_list())
         recommender.columns |= columns_to_show(table)
         return recommender

@@ -79,7 +79,7 @@ class Item(_Strict):
 
 
 class AddRequest(_Strict):
-    """Items to add. They replace known items."""
+    """Items to add. They replace known items. Of an item that occurs twice, the last one counts."""
 
     items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
 
@@ -387,7 +387,7 @@ def _add_writing(app: FastAPI, shop: Shop, may_write: Any) -> None:
     @app.post("/v1/items", dependencies=[may_write], responses=_ERRORS | _DENIED)
     def add(request: AddRequest) -> dict[str, int]:
         """Add items, or replace known items. They survive a restart."""
-        columns = {item.id: item.columns for item in request.items if item.columns}
+        columns = {item.id: item.columns for item in request.items}
         return {"total": shop.add({item.id: item.text for item in request.items}, columns)}
 
     @app.delete("/v1/items", dependencies=[may_write], responses=_ERRORS | _DENIED)

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from safetensors.torch import save_file
 
 import finetune
 import recommend
@@ -197,6 +198,13 @@ def test_damaged_items(made, tmp_path):
     shutil.copy(f"{made['inductive_ft'][1]}/{VECTORS}", folder / VECTORS)
     pl.read_parquet(folder / ITEMS).head(29).write_parquet(folder / ITEMS)
     with pytest.raises(UserError, match=r"29 rows, 30 vectors"):
+        Recommender.from_pretrained(str(folder))
+    shutil.copy(f"{made['inductive_ft'][1]}/{ITEMS}", folder / ITEMS)
+    save_file({"vectors": torch.zeros(30, 7)}, folder / VECTORS)
+    with pytest.raises(UserError, match="vectors of width 7, expected"):
+        Recommender.from_pretrained(str(folder))
+    (folder / ITEMS).unlink()
+    with pytest.raises(UserError, match="items.parquet: no such file; the bundle is incomplete"):
         Recommender.from_pretrained(str(folder))
 
 

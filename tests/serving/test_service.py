@@ -278,6 +278,10 @@ def test_mistakes_of_other_calls(open_client):
     long = client.post("/v1/items", json={"items": [{"id": "a", "text": "x" * (MAX_TEXT + 1)}]})
     assert long.status_code == 422 and f"at most {MAX_TEXT}" in long.text
     assert client.post("/v1/items", json={"items": []}).status_code == 422
+    twice = [{"id": "a", "text": "x", "columns": {"title": "X"}}, {"id": "a", "text": "y"}]
+    assert client.post("/v1/items", json={"items": twice}).json() == {"total": 31}
+    assert client.get("/v1/items", params={"query": "a y"}).json()["items"] == [{"id": "a", "text": "y", "columns": {}}]
+    client.delete("/v1/items", params={"id": "a"})
     name = client.post("/v1/items", json={"items": [{"id": "a", "text": "x", "columns": {"count": "1"}}]})
     assert name.status_code == 400 and "cannot have the name 'count'" in name.text
     missing = client.delete("/v1/items", params={"id": ["Tiny1001", "nobody"]})
@@ -332,7 +336,8 @@ def test_one_service_for_a_bundle(refused, folder):
 @pytest.mark.slow
 def test_nothing_acknowledged_is_lost_by_a_kill(tmp_path):
     """The service is killed with SIGKILL while items are written, twice. What it has acknowledged is there again."""
-    bundle = shutil.copytree(os.path.join(ROOT, "saved", "amazon-minilm"), tmp_path / "bundle")
+    shipped, ignore = os.path.join(ROOT, "saved", "amazon-minilm"), shutil.ignore_patterns(NAME)
+    bundle = shutil.copytree(shipped, tmp_path / "bundle", ignore=ignore)
     (tmp_path / "items.csv").write_text("item_id,title\na,Blaue Tasse\nb,Rote Tasse\nc,Gabel\n", encoding="utf-8")
     command = [sys.executable, os.path.join(ROOT, "serve.py"), str(bundle), "--items", f"{tmp_path}/items.csv"]
     acknowledged, sent = [], 0
