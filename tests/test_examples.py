@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from dataset.preprocessing import process_custom
+from dataset.preprocessing.splits import read_show_columns
 from engine.settings import ROOT
 
 pytestmark = pytest.mark.slow
@@ -40,3 +42,16 @@ def test_pretraining_helps_in_a_third_shop(tmp_path):
     for epochs in "05":
         assert ndcg["pre-trained", epochs] > ndcg["new", epochs]
     assert ndcg["new", "5"] > ndcg["pre-trained", "0"] > 0
+
+
+def test_the_shop_of_a_thousand_products(tmp_path):
+    """The files of `make_shop.py` are what `process_custom.py` expects, with the options of README."""
+    run("make_shop.py", tmp_path / "shop", folder=tmp_path)
+    tables = ["--interactions", f"{tmp_path}/shop/clicks.csv", "--items", f"{tmp_path}/shop/items.csv"]
+    texts = ["--text_columns", "title,department", "--show_columns", "title,price,url", "--missing_text", "empty"]
+    process_custom.main(
+        ["--dataset", "MyShop", *tables, *texts, "--plm_name", "none", "--output_path", str(tmp_path / "data")]
+    )
+    shown = read_show_columns(str(tmp_path / "data" / "MyShop"), "MyShop")
+    assert len(shown) == 1000 and shown["title"].null_count() == 40 and shown["url"].null_count() == 0
+    assert any(item.startswith("KÜ-") for item in shown["id"])
