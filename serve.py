@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import fcntl
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -21,11 +22,12 @@ def main(argv: list[str]) -> None:
     import uvicorn
 
     from serving.recommender import Recommender
-    from serving.service import Shop, create_app
+    from serving.service import MAX_USERS, Shop, create_app
 
     torch.set_num_threads(options.threads)
     items = read_catalogue(options.items, options) if options.items else ()
-    users = [history for _, history in read_histories(options.histories)] if options.histories else []
+    histories = itertools.islice(read_histories(options.histories), MAX_USERS) if options.histories else ()
+    users = [history for _, history in histories]
     with _only_service_of(options.bundle):
         with writing(options.bundle):
             shop = Shop(

@@ -410,7 +410,7 @@ class Recommender:
 
         Args:
             vector: of the new item, float [H]. See `represent`.
-            histories: at least one. None is empty.
+            histories: at least one, each with at least one known item.
             k: the number of recommendations.
         """
         best = self.recommend(histories, k)

@@ -105,7 +105,7 @@ class Shop:
         users: Sequence[list[str]] = (),
     ):
         self.folder, self._load, self._compare = folder, load, compare
-        self.users = users[:MAX_USERS]
+        self.users = users
         self._using, self._changing = threading.Lock(), threading.Lock()
         self.journal, self.recommender, self.others = self._open()
 
@@ -181,22 +181,19 @@ class Shop:
             known item. `users`: those who would get it at the best ranks, at most 20 with a rank up to 100, with `user`
             (from 1), `rank` and `history`.
         """
-        vector = self.recommender.represent([text])[0]
+        recommender = self.recommender
+        vector = recommender.represent([text])[0]
         with self._using:
-            known = [[item for item in history if item in self.recommender.texts] for history in self.users]
+            known = [[item for item in history if item in recommender.texts] for history in self.users]
             numbers = [number for number, history in enumerate(known) if history]
             histories = [known[number] for number in numbers]
-            ranks = self.recommender.ranks_of(vector, histories, 100) if histories else []
+            ranks = recommender.ranks_of(vector, histories, 100) if histories else []
             found = sorted((rank, number) for rank, number in zip(ranks, numbers, strict=True) if rank)
             users = [
-                {"user": number + 1, "rank": rank, "history": [self._shown(item) for item in known[number]]}
+                {"user": number + 1, "rank": rank, "history": [_shown(recommender, item) for item in known[number]]}
                 for rank, number in found[:20]
             ]
         return {"users": users, "total": sum(rank <= k for rank, _ in found), "of": len(numbers)}
-
-    def _shown(self, item):
-        texts, columns = self.recommender.texts, self.recommender.columns
-        return {"id": item, "text": texts[item], "columns": columns.get(item, {})}
 
     def add(self, items: Mapping[str, str], columns: Columns | None = None) -> int:
         """Add items. Returns the number of items afterwards. See `Recommender.add_items`."""
@@ -231,10 +228,14 @@ class Shop:
                 title = self.recommender.columns.get(item, {}).get("title", "")
                 content = f"{item} {text} {title}".casefold()
                 if all(word in content for word in words):
-                    found.append(self._shown(item))
+                    found.append(_shown(self.recommender, item))
                     if len(found) == limit:
                         break
         return found
+
+
+def _shown(recommender: Recommender, item: str) -> dict[str, Any]:
+    return {"id": item, "text": recommender.texts[item], "columns": recommender.columns.get(item, {})}
 
 
 def _store(act: Callable[..., None], *change: Any) -> None:
