@@ -21,7 +21,8 @@ demo: $(STAMP) ## run the whole model on a small example
 
 app: $(STAMP) ## serve the page on the bundle of the demo (run the demo first)
 	@test -d saved/demo/bundle || { echo "saved/demo/bundle: no such folder; run make demo first" >&2; exit 1; }
-	$(RUN) serve.py saved/demo/bundle $(ARGS)
+	$(RUN) serve.py saved/demo/bundle --compare saved/amazon-minilm --compare untrained \
+		--histories saved/demo/dataset/downstream/Drama/Drama.test.inter $(ARGS)
 
 # Each process has one thread: the models of the tests are so small that threads would mostly wait for one another.
 # loadfile: the tests of a file run in one process, so its fixtures are made once.

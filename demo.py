@@ -8,7 +8,6 @@ recommends films.
 import glob
 import logging
 import os
-from collections.abc import Iterable
 from typing import Any
 
 from common.errors import run_command
@@ -139,13 +138,14 @@ def recommend(checkpoint: str, data_path: str) -> None:
         data_path: folder that holds the folder of the target.
     """
     from serving import bundle
+    from serving.histories import read_histories
     from serving.recommender import Recommender
 
     announce(f"5. Recommend films ({RECOMMENDS})")
     folder = os.path.join(FOLDER, "bundle")
     bundle.main(["-p", checkpoint, "-d", TARGET, "--data_path", data_path, "--out", folder])
     recommender = Recommender.from_pretrained(folder)
-    histories = read_histories(os.path.join(data_path, TARGET, TARGET), recommender.texts)
+    histories = [history for _, history in read_histories(os.path.join(data_path, TARGET, f"{TARGET}.test.inter"))]
     for history, best in zip(histories[:3], recommender.recommend(histories[:3], k=3), strict=True):
         print(f"{'':4}after  {' | '.join(recommender.texts[item] for item in history[-3:])}")
         print(f"{'':4}   ->  {' | '.join(item.text for item in best)}")
@@ -157,14 +157,6 @@ def recommend(checkpoint: str, data_path: str) -> None:
             print(f"{'':4}   ->  {' | '.join(item.text for item in best)}")
             break
     print(f"try: python recommend.py -m {os.path.relpath(folder)} --history {','.join(histories[0][-3:])}")
-
-
-def read_histories(stem: str, known: Iterable[str]) -> list[list[str]]:
-    """The histories of the test users, as raw ids, oldest first. `known` are the raw ids in the order of the items."""
-    ids = list(known)
-    with open(f"{stem}.test.inter", encoding="utf-8") as file:
-        next(file)
-        return [[ids[int(index)] for index in line.split("\t")[1].split()] for line in file]
 
 
 def print_table(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """Recommend items from a bundle: python recommend.py -m saved/bundle --history "sku1,sku2" """
 
 import argparse
-import json
-import os
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 
 from common.errors import UserError, run_command
 from common.files import atomic_path, check_can_write
+from serving.catalogue import add_catalogue_options, read_catalogue
+from serving.histories import HISTORIES_HELP, read_histories
 
 AT_ONCE = 4096  # histories of a file
 
@@ -22,14 +23,12 @@ def main(argv: list[str]) -> None:
         raise UserError("--histories: give the file for the recommendations with --out FILE.parquet")
     if options.out:
         check_can_write(options.out)
-    from serving.catalogue import read_catalogue  # imported here: it takes seconds
-    from serving.recommender import Recommender
+    from serving.recommender import Recommender  # imported here: it takes seconds
 
-    columns = {"item_column": options.item_column, "text_columns": options.text_columns.split(",")}
-    items = read_catalogue(options.items, **columns) if options.items else None
-    recommender = Recommender.from_pretrained(options.model, items)
+    items = read_catalogue(options.items, options) if options.items else ()
+    recommender = Recommender.from_pretrained(options.model, *items)
     if options.new_items:
-        recommender.add_items(read_catalogue(options.new_items, **columns))
+        recommender.add_items(*read_catalogue(options.new_items, options))
     settings = {"k": options.k, "exclude_history": not options.keep_history, "on_unknown": options.on_unknown}
     if options.histories:
         write_recommendations(recommender, options.histories, options.out, settings)
@@ -37,9 +36,16 @@ def main(argv: list[str]) -> None:
     history = [item.strip() for item in options.history.split(",") if item.strip()]
     recommendations = recommender.recommend(history, **settings)
     for item in history:
-        print(f"{'history':>8}  {item:<14}  {recommender.texts.get(item, 'unknown, skipped')[:90]}")
+        columns = recommender.columns.get(item, {})
+        print(f"{'history':>8}  {item:<14}  {_line(recommender.texts.get(item, 'unknown, skipped'), columns)}")
     for rank, found in enumerate(recommendations, start=1):
-        print(f"{rank:>2} {found.score:5.3f}  {found.id:<14}  {found.text[:90]}")
+        print(f"{rank:>2} {found.score:5.3f}  {found.id:<14}  {_line(found.text, found.columns)}")
+
+
+def _line(text: str, columns: Mapping[str, str]) -> str:
+    """The title of an item, else its text, and the other columns to show."""
+    others = (f"{name}: {value}" for name, value in columns.items() if name != "title")
+    return "  ".join([columns.get("title", text)[:90], *others])
 
 
 def write_recommendations(recommender, path: str, out: str, settings: dict) -> None:
@@ -50,7 +56,7 @@ def write_recommendations(recommender, path: str, out: str, settings: dict) -> N
 
     Args:
         recommender: a `serving.recommender.Recommender`.
-        path: JSON lines, a list of raw ids or an object with the key `history` on each.
+        path: see `serving.histories.read_histories`.
         out: the Parquet file.
         settings: of `Recommender.recommend`.
     """
@@ -62,71 +68,46 @@ def write_recommendations(recommender, path: str, out: str, settings: dict) -> N
 
     def frames(*_):
         with tqdm(unit=" histories", disable=None) as bar:
-            for first, histories in _parts(path):
+            for part in _parts(path):
                 if settings["on_unknown"] == "error":
-                    _check_known(histories, recommender.texts, path, first)
+                    _check_known(part, recommender.texts, path)
+                best = recommender.recommend([history for _, history in part], **settings)
                 rows = [
-                    (first + number, rank, found.id, found.score, found.source)
-                    for number, each in enumerate(recommender.recommend(histories, **settings))
+                    (number, rank, found.id, found.score, found.source)
+                    for (number, _), each in zip(part, best, strict=True)
                     for rank, found in enumerate(each, start=1)
                 ]
                 yield pl.DataFrame(rows, schema, orient="row")
-                bar.update(len(histories))
+                bar.update(len(part))
 
     with atomic_path(out) as temporary:
         register_io_source(frames, schema=schema).sink_parquet(temporary)
     print(f"written: {out}")
 
 
-def _parts(path: str) -> Iterator[tuple[int, list[list[str]]]]:
-    """The histories of a file in parts: the number of the first line, and the histories."""
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file")
-    part: list[list[str]] = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            part.append(_history(line, f"{path}, line {number}"))
-            if len(part) == AT_ONCE:
-                yield number - len(part) + 1, part
-                part = []
-    if part:
-        yield number - len(part) + 1, part
+def _parts(path: str) -> Iterator[list[tuple[int, list[str]]]]:
+    """The histories of a file in parts: the numbers of the lines, and the histories."""
+    histories = read_histories(path)
+    while part := list(itertools.islice(histories, AT_ONCE)):
+        yield part
 
 
-def _check_known(histories, known, path, first):
-    for number, history in enumerate(histories, start=first):
+def _check_known(part, known, path):
+    for number, history in part:
         for item in history:
             if item not in known:
                 raise UserError(f"{path}, line {number}: unknown item {item!r}; leave it out, or use --on_unknown skip")
-
-
-def _history(line: bytes, where: str) -> list[str]:
-    try:
-        text = line.decode()
-        content = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{where}: is not JSON ({error}); expected a list of item ids") from None
-    history = content.get("history") if isinstance(content, dict) else content
-    if not isinstance(history, list) or not all(isinstance(item, str) for item in history):
-        raise UserError(f'{where}: found {text.strip()[:60]!r}, expected ["id", ...] or {{"history": ["id", ...]}}')
-    return history
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Recommend items from a bundle.")
     parser.add_argument("-m", "--model", required=True, metavar="FOLDER", help="the bundle")
     parser.add_argument("--history", metavar="A,B,C", help="raw ids of the items of a user, oldest first")
-    parser.add_argument("--histories", metavar="FILE", help='JSON lines: ["A", "B"] or {"history": ["A", "B"]}')
+    parser.add_argument("--histories", metavar="FILE", help=HISTORIES_HELP)
     parser.add_argument("--out", metavar="FILE", help="Parquet file for the recommendations for --histories")
     parser.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
-    parser.add_argument(
-        "--items", metavar="FILE", help="catalogue, for a bundle without items: CSV, TSV, JSON lines, Parquet"
-    )
-    parser.add_argument("--new_items", metavar="FILE", help="items to add to those of the bundle")
-    parser.add_argument(
-        "--item_column", default="item_id", metavar="NAME", help="column of the raw id (default: item_id)"
-    )
-    parser.add_argument("--text_columns", default="title", metavar="A,B", help="columns of the text (default: title)")
+    add_catalogue_options(parser)
+    parser.add_argument("--new_items", metavar="FILE", help="items to add to those of the bundle, of the same columns")
     parser.add_argument("--keep_history", action="store_true", help="also recommend the items of the history")
     parser.add_argument("--on_unknown", choices=("error", "skip"), default="error", help="unknown items of a history")
     return parser

@@ -1,39 +1,64 @@
 """Serve a bundle over HTTP: python serve.py saved/bundle [--port 8000]"""
 
 import argparse
+import contextlib
+import fcntl
+import itertools
 import os
+from collections.abc import Iterator
 
 from common.errors import UserError, run_command
 from common.files import writing
+from serving.catalogue import add_catalogue_options, read_catalogue
+from serving.histories import HISTORIES_HELP, read_histories
 
 
 def main(argv: list[str]) -> None:
     """Run the command. It is described at the top of the file."""
     options = _parser().parse_args(argv)
     token = _read_token(options.token_file) if options.token_file else None
+    _check(options, token)
+    import torch  # imported here: these take seconds
+    import uvicorn
+
+    from serving.recommender import Recommender
+    from serving.service import MAX_USERS, Shop, create_app
+
+    torch.set_num_threads(options.threads)
+    items = read_catalogue(options.items, options) if options.items else ()
+    histories = itertools.islice(read_histories(options.histories), MAX_USERS) if options.histories else ()
+    users = [history for _, history in histories]
+    with _only_service_of(options.bundle):
+        with writing(options.bundle):
+            shop = Shop(
+                options.bundle, lambda folder: Recommender.from_pretrained(folder, *items), options.compare, users
+            )
+        address = f"http://{options.host}:{options.port}"
+        print(f"serving {options.bundle}, {len(shop.recommender):,} items: {address}", flush=True)
+        uvicorn.run(create_app(shop, token), host=options.host, port=options.port, log_level="warning")
+
+
+def _check(options: argparse.Namespace, token: str | None) -> None:
     if token is None and not _is_loopback(options.host):
         raise UserError(
             f"--host {options.host}: others could change the items; give a --token_file, or serve on 127.0.0.1"
         )
-    import torch  # imported here: these take seconds
-    import uvicorn
-
-    from serving.catalogue import read_catalogue
-    from serving.recommender import Recommender
-    from serving.service import Shop, create_app
-
-    torch.set_num_threads(options.threads)
-    items = (
-        read_catalogue(options.items, options.item_column, options.text_columns.split(",")) if options.items else None
-    )
     if not os.path.isdir(options.bundle):
         raise UserError(f"{options.bundle}: no such folder; finetune.py leaves a bundle beside its checkpoint")
-    with writing(options.bundle):
-        shop = Shop(options.bundle, lambda folder: Recommender.from_pretrained(folder, items))
-    print(
-        f"serving {options.bundle}, {len(shop.recommender):,} items: http://{options.host}:{options.port}", flush=True
-    )
-    uvicorn.run(create_app(shop, token), host=options.host, port=options.port, log_level="warning")
+
+
+@contextlib.contextmanager
+def _only_service_of(folder: str) -> Iterator[None]:
+    """Keep other services off a bundle: each would know only its own changes, and could cut a line of the other."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process serves it; stop it, or serve a copy of the folder") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def _is_loopback(host: str) -> bool:
@@ -61,11 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
     parser.add_argument("--token_file", metavar="FILE", help="token that requests need to change items")
     parser.add_argument("--threads", type=int, default=1, help="threads of a computation (default: 1)")
-    parser.add_argument("--items", metavar="FILE", help="catalogue, for a bundle without items")
+    add_catalogue_options(parser)
     parser.add_argument(
-        "--item_column", default="item_id", metavar="NAME", help="column of the raw id (default: item_id)"
+        "--compare", action="append", default=[], metavar="NAME",
+        help="another bundle, or: untrained. The page shows both side by side; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--histories", metavar="FILE", help=f"example users, whom anyone can see on the page: {HISTORIES_HELP}"
     )
-    parser.add_argument("--text_columns", default="title", metavar="A,B", help="columns of the text (default: title)")
     return parser
 
 

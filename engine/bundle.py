@@ -3,7 +3,8 @@
     model.safetensors   the weights
     config.json         stage, settings, text encoder, sources, versions, and the checksum of model.safetensors
     README.md           the model card
-    items.parquet       the items of a fine-tuned model: id, text, and how often each occurs in the training data
+    items.parquet       the items of a fine-tuned model: id, text, how often each occurs in the training data, and
+                        columns to show, such as title, image and url
     items.safetensors   their representations, in the same order
 
 `engine.checkpoint.read_checkpoint` reads a bundle like a checkpoint file.

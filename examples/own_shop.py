@@ -19,8 +19,8 @@ def main(folder: pathlib.Path) -> None:
     """Process the files, fine-tune the pre-trained model, and recommend."""
     tables = ["--interactions", f"{HERE}/shop/clicks.csv", "--items", f"{HERE}/shop/items.csv"]
     columns = ["--user_column", "customer", "--item_column", "sku", "--timestamp_column", "clicked_at"]
-    texts = ["--text_columns", "title,department", "--plm_name", "minilm", "--output_path", str(folder / "data")]
-    process_custom.main(["--dataset", "Shop", *tables, *columns, *texts])
+    texts = ["--text_columns", "title,department", "--show_columns", "title", "--output_path", str(folder / "data")]
+    process_custom.main(["--dataset", "Shop", *tables, *columns, *texts, "--plm_name", "minilm"])
 
     start = ["-d", "Shop", "-p", f"{HERE.parent}/saved/amazon-minilm", "--train_stage=inductive_ft", "--epochs=5"]
     finetune.main([*start, f"--data_path={folder}/data", f"--checkpoint_dir={folder}/saved"])
@@ -32,7 +32,7 @@ def main(folder: pathlib.Path) -> None:
     print("history:", *(recommender.texts[item] for item in history), sep="\n    ")
     print(
         "recommended:",
-        *(f"{item.score:.3f}  {item.text}" for item in recommender.recommend(history, k=5)),
+        *(f"{item.score:.3f}  {item.columns.get('title', item.text)}" for item in recommender.recommend(history, k=5)),
         sep="\n    ",
     )
     print("near the new product:", *(item.text for item in recommender.similar("NEW-1", k=3)), sep="\n    ")

@@ -14,6 +14,7 @@ import polars as pl
 import torch
 
 from common.errors import UserError, run_command
+from dataset.preprocessing.splits import read_show_columns
 from dataset.preprocessing.texts import read_texts
 from engine.building import build_model, open_dataset
 from engine.bundle import write_bundle
@@ -87,8 +88,9 @@ def items_of(
         vectors = model.item_table().clone()
     counts = np.bincount(dataset.sequences("train").items, minlength=len(names))[1:]
     texts = read_texts(os.path.join(config["data_path"], f"{name}.text"))
-    columns = {"id": names[1:], "text": [texts.get(item, "") for item in names[1:]], "count": counts}
-    return pl.DataFrame(columns), vectors
+    table = pl.DataFrame({"id": names[1:], "text": [texts.get(item, "") for item in names[1:]], "count": counts})
+    shown = read_show_columns(config["data_path"], name)
+    return table if shown is None else table.join(shown, on="id", how="left", maintain_order="left"), vectors
 
 
 if __name__ == "__main__":

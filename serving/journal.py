@@ -1,17 +1,18 @@
 """Changes to the items of a bundle, in a file beside it, so that they survive a restart.
 
-Each line is a change as JSON: `{"add": {id: text}}` or `{"remove": [id]}`. A line is on the disk before the change is
-acknowledged. A line that a crash has cut short was never acknowledged, and is dropped.
+Each line is a change as JSON: `{"add": {id: text}, "columns": {id: {name: value}}}` or `{"remove": [id]}`. A line is on
+the disk before the change is acknowledged. A line that a crash has cut short was never acknowledged, and is dropped.
 """
 
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import UserError
 from common.files import writing
+from serving.catalogue import Columns
 from serving.recommender import Recommender
 
 NAME = "changes.jsonl"
@@ -50,19 +51,25 @@ class Journal:
     def replay(self, recommender: Recommender) -> None:
         """Apply all changes to a recommender of the bundle. The texts are encoded together.
 
-        An item that the bundle holds with the same text stays as it is: the model has been trained on it since.
+        An item that the bundle holds with the same text keeps its representation: the model has been trained on it
+        since.
         """
         state: dict[str, str | None] = {}  # the last change of each item. None: removed
+        columns: dict[str, Mapping[str, str]] = {}
         for change in self._changes:
-            state |= change.get("add", {}) | dict.fromkeys(change.get("remove", []))
+            added = change.get("add", {})
+            state |= added | dict.fromkeys(change.get("remove", []))
+            columns |= {item: change.get("columns", {}).get(item, {}) for item in added}
         recommender.remove_items([item for item, text in state.items() if text is None and item in recommender.texts])
-        changed = {item: text for item, text in state.items() if text is not None}
+        present = {item: text for item, text in state.items() if text is not None}
         known = recommender.texts
-        recommender.add_items({item: text for item, text in changed.items() if known.get(item) != text})
+        recommender.add_items({item: text for item, text in present.items() if known.get(item) != text})
+        recommender.show({item: columns[item] for item in present})
 
-    def add(self, items: dict[str, str]) -> None:
-        """Note that items were added."""
-        self._write({"add": items})
+    def add(self, items: Mapping[str, str], columns: Columns) -> None:
+        """Note that items were added, with columns to show."""
+        shown = {item: values for item, values in columns.items() if values}
+        self._write({"add": items} | ({"columns": shown} if shown else {}))
 
     def remove(self, ids: Sequence[str]) -> None:
         """Note that items were removed."""

@@ -25,10 +25,12 @@ from torch import Tensor
 
 from common.errors import UserError, did_you_mean
 from dataset.preprocessing.encoder import Encoder, encode_with
+from dataset.preprocessing.item_table import check_show_names
 from dataset.preprocessing.texts import UNKNOWN_TEXT, has_words
 from engine.bundle import ITEMS, VECTORS, read_bundle, write_bundle
 from layers.encoder import RowsAsBatch
-from serving.model import build_model, shop_of
+from serving.catalogue import Columns, columns_to_show
+from serving.model import build_model, shop_of, untrained_model
 from unisrec import UniSRec
 
 BLOCK = 1024  # items that are scored at once. Each product of matrices has the same shape, whatever the number of items
@@ -46,12 +48,14 @@ class Recommendation:
         score: the higher, the better. Scores of different histories are not comparable.
         text: the text of the item.
         source: `model`, or `popularity` if the history was empty.
+        columns: to show, such as title, image and url: name -> value.
     """
 
     id: str
     score: float
     text: str
     source: str = "model"
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
 
 class Recommender:
@@ -67,6 +71,7 @@ class Recommender:
 
     Attributes:
         texts: raw id -> text of each item, in the order in which they were added.
+        columns: raw id -> the columns to show, name -> value, of the items that have some.
         encoding: `encoder` and `pooling` of the text features that the model was trained on.
         max_history: how many items of a history the model sees.
     """
@@ -75,6 +80,7 @@ class Recommender:
         self.model, self._content = model.eval(), dict(content)
         self.encoding = _encoding_of(content)
         self.texts: dict[str, str] = {}
+        self.columns: dict[str, Mapping[str, str]] = {}
         self.max_history = model.max_seq_length
         self._slots: dict[str, int] = {}  # the row of an item in the tables. The row of a removed item stays empty
         self._ids: list[str | None] = []  # the item of each row
@@ -89,13 +95,16 @@ class Recommender:
     # -- loading -------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, folder: str, items: Mapping[str, str] | None = None) -> "Recommender":
+    def from_pretrained(
+        cls, folder: str, items: Mapping[str, str] | None = None, columns: Columns | None = None
+    ) -> "Recommender":
         """Load a bundle.
 
         Args:
             folder: the bundle, or its name on the Hugging Face hub.
             items: raw id -> text of a catalogue, for a bundle without items of its own, as pre-training makes it. The
                 texts are encoded and whitened with the statistics of this catalogue.
+            columns: of these items, to show with them.
 
         Raises:
             UserError: the bundle is damaged, or has no items and none are given, or has items and some are given.
@@ -105,27 +114,49 @@ class Recommender:
         has_items = os.path.isfile(os.path.join(folder, ITEMS))
         if has_items and items is not None:
             raise UserError(f"{folder}: has items of its own; load it without items and add new ones with add_items")
+        if not has_items and content["train_stage"] != "pretrain":
+            raise UserError(
+                f"{os.path.join(folder, ITEMS)}: no such file; the bundle is incomplete, copy or write it again"
+            )
         if not has_items and not items:
             raise UserError(f"{folder}: has no items of its own; give those of a catalogue (items)")
-        return cls._with_catalogue(content, items) if items else cls._with_own_items(folder, content)
+        if not items:
+            return cls._with_own_items(folder, content)
+        recommender = cls._with_catalogue(content, items)
+        recommender.show(columns or {})
+        return recommender
 
     @classmethod
     def _with_own_items(cls, folder, content):
         table, vectors = _read_items(folder)
         trained = len(content["item_tokens"]) - 1 if content["item_tokens"] else len(table)
         recommender = cls(build_model(content, shop_of(trained, content["features"]["width"])), content)
+        if vectors.shape[1:] != (recommender.model.hidden_size,):
+            raise UserError(
+                f"{os.path.join(folder, VECTORS)}: vectors of width {vectors.size(-1)}, expected "
+                f"{recommender.model.hidden_size}, the hidden_size of the model; copy or write the bundle again"
+            )
         recommender.append(table["id"].to_list(), table["text"].to_list(), vectors, table["count"].to_list())
+        recommender.columns |= columns_to_show(table)
         return recommender
 
     @classmethod
-    def _with_catalogue(cls, content, items):
+    def _with_catalogue(cls, content, items, build=build_model):
         encoding = _encoding_of(content)
         encoder = Encoder(encoding["encoder"], encoding.get("pooling"))
         features = _encode(encoder, items.values(), encoding)
-        recommender = cls(build_model(content, shop_of(len(items), encoder.width, features)), content)
+        recommender = cls(build(content, shop_of(len(items), encoder.width, features)), content)
         recommender._encoder = encoder
         recommender.append(list(items), list(items.values()), recommender._represent(features), [0] * len(items))
         return recommender
+
+    def untrained(self) -> "Recommender":
+        """The same model with new weights, and the same items. It shows what training has brought."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            other = self._with_catalogue(self._content, self.texts, _build_untrained)
+        other.show(self.columns)
+        return other
 
     def save_pretrained(self, folder: str) -> None:
         """Write a bundle with the items as they are now.
@@ -135,9 +166,11 @@ class Recommender:
         """
         rows = len(self._ids)
         texts = ["" if item is None else self.texts[item] for item in self._ids]
-        table = pl.DataFrame(
-            {"id": self._ids, "text": texts, "count": self._counts}, schema_overrides={"id": pl.String}
-        )
+        own = {"id": self._ids, "text": texts, "count": self._counts}
+        shown = [self.columns.get(item or "", {}) for item in self._ids]
+        names = dict.fromkeys(name for columns in shown for name in columns)
+        more = {name: [columns.get(name) for columns in shown] for name in names}
+        table = pl.DataFrame(own | more, schema_overrides={"id": pl.String})
         content = self._content | {"state_dict": self.model.state_dict(), "train_stage": self.model.train_stage}
         write_bundle(folder, content, (table, (self._units * self._lengths)[:rows]))
 
@@ -160,18 +193,22 @@ class Recommender:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def add_items(self, items: Mapping[str, str], vectors: Tensor | None = None) -> None:
-        """Add items, or give known items a new text. Only these texts are encoded.
+    def add_items(
+        self, items: Mapping[str, str], columns: Columns | None = None, vectors: Tensor | None = None
+    ) -> None:
+        """Add items, or replace the text and the columns of known items. Only these texts are encoded.
 
         A known item keeps its id embedding, its item-to-item weights and its count.
 
         Args:
             items: raw id -> text.
+            columns: raw id -> the columns to show, such as title, image and url: name -> value.
             vectors: what `represent` returned for the texts. None: it is called here.
         """
         if not items:
             return
         vectors = self.represent(list(items.values())) if vectors is None else vectors
+        self.show({item: (columns or {}).get(item, {}) for item in items})
         known = [number for number, item in enumerate(items) if item in self._slots]
         new = [number for number, item in enumerate(items) if item not in self._slots]
         names, texts = list(items), list(items.values())
@@ -180,6 +217,19 @@ class Recommender:
             self._set(slots, vectors[known] + self._id_embeddings(slots))
             self.texts |= {names[number]: texts[number] for number in known}
         self.append([names[n] for n in new], [texts[n] for n in new], vectors[new], [0] * len(new))
+
+    def show(self, columns: Columns) -> None:
+        """Replace the columns to show of items: raw id -> name -> value.
+
+        Raises:
+            UserError: a column has a name that it cannot have.
+        """
+        check_show_names({name for each in columns.values() for name in each}, "columns")
+        for item, values in columns.items():
+            if values:
+                self.columns[item] = dict(values)
+            else:
+                self.columns.pop(item, None)
 
     @torch.no_grad()
     def represent(self, texts: Sequence[str]) -> Tensor:
@@ -208,6 +258,7 @@ class Recommender:
             item = self._ids[slot]
             assert item is not None
             del self.texts[item], self._slots[item]
+            self.columns.pop(item, None)
             self._ids[slot] = None
             self._present[slot] = False
 
@@ -312,7 +363,7 @@ class Recommender:
 
     def _recommendation(self, slot, score, source):
         item = self._ids[slot]
-        return Recommendation(item, score, self.texts[item], source)
+        return Recommendation(item, score, self.texts[item], source, self.columns.get(item, {}))
 
     def score(self, history: Sequence[str], ids: Sequence[str], on_unknown: str = "error") -> list[float]:
         """The scores of given items for a history, in the order of `ids`. See `recommend`."""
@@ -353,6 +404,21 @@ class Recommender:
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [self._recommendation(slot, value, "model") for slot, value in pairs if value > -torch.inf]
 
+    @torch.no_grad()
+    def ranks_of(self, vector: Tensor, histories: Sequence[Sequence[str]], k: int = 10) -> list[int | None]:
+        """The rank that a new item would have among the recommendations for each history. None: below the first k.
+
+        Args:
+            vector: of the new item, float [H]. See `represent`.
+            histories: at least one, each with at least one known item.
+            k: the number of recommendations.
+        """
+        best = self.recommend(histories, k)
+        states = self._states(*self._padded([self._rows(each, "error") for each in histories]))
+        scores = (states @ F.normalize(vector, dim=-1)).tolist()
+        ranks = [1 + sum(item.score >= score for item in found) for found, score in zip(best, scores, strict=True)]
+        return [rank if rank <= k else None for rank in ranks]
+
     def _rows(self, history, on_unknown):
         """The rows of a history's items in the tables, oldest first."""
         if on_unknown not in ("error", "skip"):
@@ -369,11 +435,13 @@ class Recommender:
             scores[empty] = self._popularity()
         full = [number for number, own in enumerate(rows) if own]
         if full:
-            newest = [torch.tensor(rows[number][-self.max_history :]) + 1 for number in full]
-            lengths = torch.tensor([len(each) for each in newest])
-            ids = torch.nn.utils.rnn.pad_sequence(newest, batch_first=True)
-            scores[full] = self._model_scores(ids, lengths)
+            scores[full] = self._model_scores(*self._padded([rows[number] for number in full]))
         return scores
+
+    def _padded(self, rows):
+        """The newest rows of histories + 1, int64 [B, L], padded with 0, and their lengths, int64 [B]."""
+        newest = [torch.tensor(own[-self.max_history :]) + 1 for own in rows]
+        return torch.nn.utils.rnn.pad_sequence(newest, batch_first=True), torch.tensor([len(each) for each in newest])
 
     def _popularity(self):
         if not any(self._counts):
@@ -382,14 +450,8 @@ class Recommender:
         return F.pad(torch.tensor(self._counts, dtype=torch.float), (0, len(self._units) - len(self._counts)))
 
     def _model_scores(self, ids, lengths):
-        """Scores for histories of rows + 1, int64 [B, L], padded with 0."""
-        rows = (ids - 1).clamp(min=0)
-        vectors = F.embedding(rows, self._units) * F.embedding(rows, self._lengths)  # [B, L, H]
-        model = self.model
-        states = model.encode_last(vectors, lengths)
-        if model.history_mean is not None:
-            states = states + model.history_mean.last(vectors, lengths)
-        scores = self._products(F.normalize(states, dim=-1))
+        """Scores for histories from `_padded`, float [B, rows]."""
+        model, scores = self.model, self._products(self._states(ids, lengths))
         if model.history_bias is not None:  # a score is a logit times the temperature
             bias = model.history_bias.logits(RowsAsBatch(ids, lengths, lengths), lambda ids: ids - 1)
             scores = bias._replace(values=bias.values * model.temperature).add_to(scores)
@@ -397,6 +459,16 @@ class Recommender:
             known = ids.masked_fill(ids > self._trained, 0)  # new items have no weights
             scores[:, : self._trained] += model.item_to_item.logits(known, lengths, model.temperature)
         return scores
+
+    def _states(self, ids, lengths):
+        """The states of histories from `_padded`, of length 1, float [B, H]."""
+        rows = (ids - 1).clamp(min=0)
+        vectors = F.embedding(rows, self._units) * F.embedding(rows, self._lengths)  # [B, L, H]
+        model = self.model
+        states = model.encode_last(vectors, lengths)
+        if model.history_mean is not None:
+            states = states + model.history_mean.last(vectors, lengths)
+        return F.normalize(states, dim=-1)
 
     def _products(self, units):
         """Cosines with all items, block by block: float [B, H] -> float [B, rows]."""
@@ -406,6 +478,10 @@ class Recommender:
 def _encoding_of(content):
     """How the text features of a bundle's training data were made, dict. Features without an encoder are MiniLM's."""
     return {"encoder": "minilm"} | (content["features"] or {})
+
+
+def _build_untrained(content, shop):
+    return untrained_model(shop, content["config"] | {"train_stage": "inductive_ft"})
 
 
 def _encode(encoder, texts, encoding):

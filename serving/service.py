@@ -8,7 +8,7 @@ import importlib.resources
 import threading
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
@@ -20,6 +20,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import UserError
+from dataset.preprocessing.item_table import check_show_names
+from serving.catalogue import Columns
+from serving.comparison import load_beside
 from serving.journal import Journal
 from serving.recommender import Recommender
 
@@ -28,10 +31,13 @@ MAX_HISTORY = 1000  # items of a history
 MAX_K = 1000
 MAX_ITEMS = 1000  # items of a request
 MAX_TEXT = 10_000  # characters
+MAX_COLUMNS = 20  # to show with an item
 TOGETHER = 64  # requests that are encoded together
+MAX_USERS = 200  # example users
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Name = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class _Strict(BaseModel):
@@ -39,7 +45,7 @@ class _Strict(BaseModel):
 
 
 class RecommendRequest(_Strict):
-    """A history, oldest item first, and what to recommend for it."""
+    """A history, oldest item first, and what to recommend for it. `model`: one of `compare` of `/v1/model`."""
 
     history: Annotated[list[Id], Field(max_length=MAX_HISTORY)]
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
@@ -47,6 +53,7 @@ class RecommendRequest(_Strict):
     allowed: Annotated[list[Id], Field(max_length=MAX_ITEMS)] | None = None
     on_unknown: Literal["error", "skip"] = "error"
     explain: bool = False
+    model: str | None = None
 
 
 class SimilarRequest(_Strict):
@@ -56,15 +63,23 @@ class SimilarRequest(_Strict):
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
 
 
+class AudienceRequest(_Strict):
+    """The text of a product that does not exist."""
+
+    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+    k: Annotated[int, Field(ge=1, le=100)] = 10
+
+
 class Item(_Strict):
-    """An item of the catalogue."""
+    """An item of the catalogue, and columns to show with it, such as title, image and url."""
 
     id: Id
     text: Text
+    columns: Annotated[dict[Name, Text], Field(max_length=MAX_COLUMNS)] = {}
 
 
 class AddRequest(_Strict):
-    """Items to add. Known items get the new text."""
+    """Items to add. They replace known items. Of an item that occurs twice, the last one counts."""
 
     items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
 
@@ -78,51 +93,68 @@ class Shop:
     Args:
         folder: the bundle.
         load: loads the recommender of a bundle.
+        compare: names of models to compare with, see `comparison.load_beside`.
+        users: histories of example users, to show who would get a new product.
     """
 
-    def __init__(self, folder: str, load: Callable[[str], Recommender] = Recommender.from_pretrained):
-        self.folder, self._load = folder, load
+    def __init__(
+        self,
+        folder: str,
+        load: Callable[[str], Recommender] = Recommender.from_pretrained,
+        compare: Sequence[str] = (),
+        users: Sequence[list[str]] = (),
+    ):
+        self.folder, self._load, self._compare = folder, load, compare
+        self.users = users
         self._using, self._changing = threading.Lock(), threading.Lock()
-        self.journal, self.recommender = self._open()
+        self.journal, self.recommender, self.others = self._open()
 
     def _open(self):
         journal, recommender = Journal(self.folder), self._load(self.folder)
         journal.replay(recommender)
-        return journal, recommender
+        return journal, recommender, {name: load_beside(name, recommender) for name in self._compare}
 
     def reload(self) -> None:
         """Take over the bundle as it is on the disk now. Until it is loaded, the old one answers."""
         with self._changing:
-            journal, recommender = self._open()
+            opened = self._open()
             with self._using:
-                self.journal, self.recommender = journal, recommender
+                self.journal, self.recommender, self.others = opened
 
     def recommend(self, requests: list[RecommendRequest]) -> list[Any]:
         """The answer to each request: a list of `Recommendation`, or a `UserError`."""
         groups: dict[tuple, list[int]] = {}
         for number, request in enumerate(requests):
             allowed = None if request.allowed is None else tuple(request.allowed)
-            groups.setdefault((request.k, request.exclude_history, allowed, request.on_unknown), []).append(number)
+            key = (request.model, request.k, request.exclude_history, allowed, request.on_unknown)
+            groups.setdefault(key, []).append(number)
         answers: list[Any] = [None] * len(requests)
         with self._using:
-            for (k, exclude, allowed, on_unknown), numbers in groups.items():
-                options = {"exclude_history": exclude, "allowed": allowed, "on_unknown": on_unknown}
-                for number, found in zip(numbers, self._together(requests, numbers, k, options), strict=True):
+            for (model, k, exclude, allowed, on_unknown), numbers in groups.items():
+                options = {"k": k, "exclude_history": exclude, "allowed": allowed, "on_unknown": on_unknown}
+                histories = [requests[number].history for number in numbers]
+                for number, found in zip(numbers, self._together(model, histories, options), strict=True):
                     answers[number] = found
         return answers
 
-    def _together(self, requests, numbers, k, options):
-        histories = [requests[number].history for number in numbers]
+    def _together(self, model, histories, options):
         try:
-            return self.recommender.recommend(histories, k, **options)
+            return self._model(model).recommend(histories, **options)
         except UserError:  # find out which history it is
-            return [self._alone(history, k, options) for history in histories]
+            return [self._alone(model, history, options) for history in histories]
 
-    def _alone(self, history, k, options):
+    def _alone(self, model, history, options):
         try:
-            return self.recommender.recommend([history], k, **options)[0]
+            return self._model(model).recommend([history], **options)[0]
         except UserError as error:
             return error
+
+    def _model(self, name):
+        if name is None:
+            return self.recommender
+        if name not in self.others:
+            raise UserError(f"model: found {name!r}, expected one of {list(self.others)}, or none")
+        return self.others[name]
 
     def explain(self, history: list[str], ids: list[str]) -> list[str | None]:
         """See `Recommender.nearest_of`. An item that was removed meanwhile has no explanation."""
@@ -141,13 +173,39 @@ class Shop:
         with self._using:
             return recommender.nearest(vector, k)
 
-    def add(self, items: dict[str, str]) -> int:
-        """Add items. Returns the number of items afterwards."""
+    def audience(self, text: str, k: int) -> dict[str, Any]:
+        """The example users who would get a new product.
+
+        Returns:
+            dict: `total`: among whose first k recommendations it would be. `of`: the number of example users with a
+            known item. `users`: those who would get it at the best ranks, at most 20 with a rank up to 100, with `user`
+            (from 1), `rank` and `history`.
+        """
+        recommender = self.recommender
+        vector = recommender.represent([text])[0]
+        with self._using:
+            known = [[item for item in history if item in recommender.texts] for history in self.users]
+            numbers = [number for number, history in enumerate(known) if history]
+            histories = [known[number] for number in numbers]
+            ranks = recommender.ranks_of(vector, histories, 100) if histories else []
+            found = sorted((rank, number) for rank, number in zip(ranks, numbers, strict=True) if rank)
+            users = [
+                {"user": number + 1, "rank": rank, "history": [_shown(recommender, item) for item in known[number]]}
+                for rank, number in found[:20]
+            ]
+        return {"users": users, "total": sum(rank <= k for rank, _ in found), "of": len(numbers)}
+
+    def add(self, items: Mapping[str, str], columns: Columns | None = None) -> int:
+        """Add items. Returns the number of items afterwards. See `Recommender.add_items`."""
+        columns = columns or {}
+        check_show_names({name for each in columns.values() for name in each}, "columns")
         with self._changing:
-            vectors = self.recommender.represent(list(items.values()))
-            _store(self.journal.add, items)
+            everyone = [self.recommender, *self.others.values()]
+            vectors = [each.represent(list(items.values())) for each in everyone]
+            _store(self.journal.add, items, columns)
             with self._using:
-                self.recommender.add_items(items, vectors)
+                for each, own in zip(everyone, vectors, strict=True):
+                    each.add_items(items, columns, own)
                 return len(self.recommender)
 
     def remove(self, ids: list[str]) -> int:
@@ -158,26 +216,32 @@ class Shop:
                     raise UserError(f"id: unknown item {item!r}; nothing is removed")
             _store(self.journal.remove, ids)
             with self._using:
-                self.recommender.remove_items(ids)
+                for each in (self.recommender, *self.others.values()):
+                    each.remove_items(ids)
                 return len(self.recommender)
 
-    def search(self, query: str, limit: int) -> list[dict[str, str]]:
-        """The first items whose id or text contains all words of the query, without regard to case."""
+    def search(self, query: str, limit: int) -> list[dict[str, Any]]:
+        """The first items whose id, text or title contains all words of the query, without regard to case."""
         words, found = query.casefold().split(), []
         with self._using:
             for item, text in self.recommender.texts.items():
-                content = f"{item} {text}".casefold()
+                title = self.recommender.columns.get(item, {}).get("title", "")
+                content = f"{item} {text} {title}".casefold()
                 if all(word in content for word in words):
-                    found.append({"id": item, "text": text})
+                    found.append(_shown(self.recommender, item))
                     if len(found) == limit:
                         break
         return found
 
 
-def _store(act: Callable[[Any], None], change: Any) -> None:
+def _shown(recommender: Recommender, item: str) -> dict[str, Any]:
+    return {"id": item, "text": recommender.texts[item], "columns": recommender.columns.get(item, {})}
+
+
+def _store(act: Callable[..., None], *change: Any) -> None:
     """Write a change to the disk. If that fails, nothing is changed."""
     try:
-        act(change)
+        act(*change)
     except UserError as error:
         raise HTTPException(507, str(error)) from None
 
@@ -298,6 +362,11 @@ def _add_reading(app: FastAPI, shop: Shop, batcher: Batcher) -> None:
         """The items that are nearest to an item, or to any text."""
         return {"items": shop.similar(request.item, request.k)}
 
+    @app.post("/v1/audience")
+    def audience(request: AudienceRequest) -> dict[str, Any]:
+        """How many example users would get a product that does not exist among their first k, by its text, and who."""
+        return shop.audience(request.text, request.k)
+
     @app.get("/v1/items")
     def search(
         query: Annotated[str, Query(max_length=200)] = "", limit: Annotated[int, Query(ge=1, le=MAX_ITEMS)] = 20
@@ -311,14 +380,16 @@ def _add_reading(app: FastAPI, shop: Shop, batcher: Batcher) -> None:
         recommender = shop.recommender
         limits = {"history": MAX_HISTORY, "k": MAX_K, "items": MAX_ITEMS, "text": MAX_TEXT, "body": MAX_BODY}
         about = {"stage": recommender.model.train_stage, "encoder": recommender.encoding.get("encoder")}
+        about |= {"compare": list(shop.others), "users": len(shop.users)}
         return about | {"items": len(recommender), "max_history": recommender.max_history, "limits": limits}
 
 
 def _add_writing(app: FastAPI, shop: Shop, may_write: Any) -> None:
     @app.post("/v1/items", dependencies=[may_write], responses=_ERRORS | _DENIED)
     def add(request: AddRequest) -> dict[str, int]:
-        """Add items, or give known items a new text. They survive a restart."""
-        return {"total": shop.add({item.id: item.text for item in request.items})}
+        """Add items, or replace known items. They survive a restart."""
+        columns = {item.id: item.columns for item in request.items}
+        return {"total": shop.add({item.id: item.text for item in request.items}, columns)}
 
     @app.delete("/v1/items", dependencies=[may_write], responses=_ERRORS | _DENIED)
     def remove(id: Annotated[list[Id], Query(min_length=1, max_length=MAX_ITEMS)]) -> dict[str, int]:
@@ -350,7 +421,7 @@ def _add_operations(app: FastAPI, shop: Shop, metrics: Metrics) -> None:
 
 
 def _measure(metrics: Metrics) -> Callable:
-    """A middleware that counts requests, and sets the headers of a page that loads nothing from elsewhere."""
+    """A middleware that counts requests, and sets the headers of a page that loads only images from elsewhere."""
 
     async def measure(request: Request, call_next: Callable) -> Response:
         start = time.perf_counter()
@@ -363,9 +434,10 @@ def _measure(metrics: Metrics) -> Callable:
             metrics.seconds.labels(path).observe(time.perf_counter() - start)
             metrics.requests.labels(path, str(status)).inc()
         response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
         if not request.url.path.startswith("/docs"):
             response.headers["Content-Security-Policy"] = (
-                "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
+                "default-src 'self'; img-src 'self' https: data:; frame-ancestors 'none'"
             )
         return response
 

@@ -21,7 +21,7 @@ import polars as pl  # noqa: E402
 from common.errors import run_command  # noqa: E402
 from dataset.preprocessing.command_line import add_processing_options, process  # noqa: E402
 from dataset.preprocessing.interactions import Interactions  # noqa: E402
-from dataset.preprocessing.item_table import text_reader  # noqa: E402
+from dataset.preprocessing.item_table import SHOW_COLUMNS_HELP, parse_show_columns, raw_id, text_reader  # noqa: E402
 from dataset.preprocessing.splits import MIN_INTERACTIONS  # noqa: E402
 from dataset.preprocessing.tables import MalformedRows, check_columns, read_table  # noqa: E402
 from dataset.preprocessing.texts import item_text  # noqa: E402
@@ -37,9 +37,10 @@ def process_custom(options: argparse.Namespace) -> None:
     columns = [options.user_column, options.item_column, options.timestamp_column]
     item_column = options.items_item_column or options.item_column
     text_columns = [name.strip() for name in options.text_columns.split(",")]
+    show = parse_show_columns(options.show_columns)
     reading = {"encoding": options.encoding}
     check_columns(options.interactions, columns, **reading)
-    check_columns(options.items, [item_column, *text_columns], **reading)
+    check_columns(options.items, [item_column, *text_columns, *show.values()], **reading)
     malformed = [MalformedRows(path, options.max_malformed) for path in (options.interactions, options.items)]
     process(
         options,
@@ -51,7 +52,8 @@ def process_custom(options: argparse.Namespace) -> None:
             malformed[1],
             functools.partial(item_text, style=options.text_style),
             all_items=options.all_items,
-            read_id=_raw_id,
+            read_id=raw_id,
+            show=show,
             **reading,
         ),
         malformed,
@@ -60,6 +62,7 @@ def process_custom(options: argparse.Namespace) -> None:
             "columns": columns,
             "items_item_column": item_column,
             "text_columns": text_columns,
+            **({"show_columns": show} if show else {}),
             "timestamp_format": options.timestamp_format,
             "encoding": options.encoding,
         },
@@ -87,7 +90,7 @@ def read_interactions(
     """
     user, item, timestamp = columns
     time = time_column(path, timestamp, timestamp_format, **reading)
-    parse = [_raw_id(user).alias("user"), _raw_id(item).alias("item"), time.alias("timestamp")]
+    parse = [raw_id(user).alias("user"), raw_id(item).alias("item"), time.alias("timestamp")]
 
     def frames() -> Iterator[pl.DataFrame]:
         yield from read_table(path, list(dict.fromkeys(columns)), parse, malformed, **reading)
@@ -96,12 +99,6 @@ def read_interactions(
     rows = Interactions.collect(frames(), path)
     rows.timestamp = without_fractions(rows.timestamp)
     return rows
-
-
-def _raw_id(column: str) -> pl.Expr:
-    """A raw id without blanks around it. Null if nothing is left."""
-    stripped = pl.col(column).str.strip_chars()
-    return pl.when(stripped != "").then(stripped)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -127,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="column of the item in the item table (default: as --item_column)")  # fmt: skip
     parser.add_argument("--text_columns", default="title", metavar="A,B,C",
                         help="columns of the item table that make up the text, in order (default: title)")  # fmt: skip
+    parser.add_argument("--show_columns", default="", metavar="A,B=C", help=SHOW_COLUMNS_HELP)
     parser.add_argument(
         "--encoding", default="utf-8", metavar="NAME", help="encoding of both text files (default: utf-8)"
     )

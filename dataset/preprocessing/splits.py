@@ -29,6 +29,7 @@ SPLITS = ("train", "valid", "test")
 CUT_LENGTH = 50  # items of a history. Older items are cut off
 MIN_INTERACTIONS = {"leave_one_out": 3, "time": 2}  # of a user: the first item, and the targets that it must have
 MISSING_TEXT = ("error", "empty", "drop")
+SHOW_END = ".show.parquet"  # of the file with the columns to show
 _BLOCK = 1 << 20  # interactions written at once
 
 
@@ -108,7 +109,7 @@ def write_data_set(
         interactions: all of them.
         read_texts: a function of the raw ids of all items, and of those whose text is needed. It returns the columns
             `item` (the ids that the source lists, each once) and `text` (null if it is not needed). With `all_items` it
-            returns every item of the source, with its text.
+            returns every item of the source, with its text. Further columns, to show with an item, are kept.
         rules: which interactions and items are kept.
         describe_source: called when everything has been read. Returns the entries of the description about the source.
 
@@ -135,6 +136,7 @@ def write_data_set(
         _write_table(f"{stem}.user2index", ordered.users.to_frame("raw").with_row_index("number"))
         _write_table(f"{stem}.item2index", items.select(raw="item").with_row_index("number"))
         _write_table(f"{stem}.text", items.select(number="text", raw="item"), TEXT_HEADER)
+        _write_show_columns(f"{stem}{SHOW_END}", items)
         description = {
             "name": name,
             **describe_source(),
@@ -282,6 +284,28 @@ def _write_table(path: str, table: pl.DataFrame, header: str | None = None) -> N
     with open(path, "wb") as file:
         file.write(f"{header}\n".encode() if header else b"")
         file.write(tab_separated(table.select("raw", "number")))
+
+
+def _write_show_columns(path: str, items: pl.DataFrame) -> None:
+    """Write the columns to show as Parquet, with the raw ids as `id`, if there are any."""
+    table = items.select(pl.col("item").alias("id"), pl.exclude("item", "text"))
+    if table.width > 1:
+        buffer = io.BytesIO()
+        table.write_parquet(buffer)
+        with open(path, "wb") as file:
+            file.write(buffer.getbuffer())
+
+
+def read_show_columns(folder: str, name: str) -> pl.DataFrame | None:
+    """The columns to show with the items of a data set, with the raw ids as `id`. None if it has none."""
+    description, file = os.path.join(folder, f"{name}.json"), f"{name}{SHOW_END}"
+    if not os.path.isfile(description) or file not in read_json(description).get("files", {}):
+        return None  # a file that is not in the description is of an earlier version of the data set
+    path = os.path.join(folder, file)
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); process the data set again") from None
 
 
 def tab_separated(table: pl.DataFrame) -> memoryview:

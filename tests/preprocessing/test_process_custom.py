@@ -200,6 +200,19 @@ def test_all_items(tmp_path):
     assert [raw for raw, _ in lines(run(tmp_path, argv), "item2index")] == list("abcd")
 
 
+def test_columns_to_show_are_kept(tmp_path):
+    argv = small(tmp_path, title=["A", "B", "C", "D", "E"], link=["1", None, "", "x", "y"])
+    folder = run(tmp_path, argv, "--show_columns=title, url = link", "--all_items")
+    shown = splits.read_show_columns(folder, "Shop")
+    assert shown.rows(named=True) == [
+        {"id": item, "title": item.upper(), "url": url}
+        for item, url in (("a", "1"), ("b", None), ("c", None), ("d", "x"), ("e", "y"))
+    ]
+    assert read_texts(f"{folder}/Shop.text") == {item: f"{item.upper()}." for item in "abcde"}
+    run(tmp_path, argv)
+    assert splits.read_show_columns(folder, "Shop") is None, "the file of the earlier data set is not read"
+
+
 @pytest.mark.parametrize("empty", [None, "", " .", "<br>"])
 def test_items_without_text(tmp_path, refused, empty):
     argv = [

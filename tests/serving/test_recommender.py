@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from safetensors.torch import save_file
 
 import finetune
 import recommend
@@ -198,14 +199,25 @@ def test_damaged_items(made, tmp_path):
     pl.read_parquet(folder / ITEMS).head(29).write_parquet(folder / ITEMS)
     with pytest.raises(UserError, match=r"29 rows, 30 vectors"):
         Recommender.from_pretrained(str(folder))
+    shutil.copy(f"{made['inductive_ft'][1]}/{ITEMS}", folder / ITEMS)
+    save_file({"vectors": torch.zeros(30, 7)}, folder / VECTORS)
+    with pytest.raises(UserError, match="vectors of width 7, expected"):
+        Recommender.from_pretrained(str(folder))
+    (folder / ITEMS).unlink()
+    with pytest.raises(UserError, match="items.parquet: no such file; the bundle is incomplete"):
+        Recommender.from_pretrained(str(folder))
 
 
 def test_a_saved_recommender_is_the_same(made, recommender, tmp_path):
-    recommender.add_items({"a": "a new thing", "b": "another"})
+    shown = {"b": {"title": "B"}, "a": {"title": "A"}, "c": {"price": "3 €"}}
+    recommender.add_items({"a": "a new thing", "b": "another", "c": "more"}, shown)
     recommender.remove_items(["a", "Tiny1004"])
     recommender.save_pretrained(str(tmp_path / "saved"))
     again = Recommender.from_pretrained(str(tmp_path / "saved"))
-    assert again.texts == recommender.texts
+    assert again.texts == recommender.texts and again.columns == {"b": shown["b"], "c": shown["c"]}
+    assert {item.id: item.columns for item in again.recommend(ids(3), k=40) if item.columns} == again.columns
+    again.add_items({"b": "another"})
+    assert set(again.columns) == {"c"}, "an item that is added again is replaced"
     for history in (ids(3, 5), ["b"], ["b", *ids(7)]):
         best, expected = again.recommend(history, k=40), recommender.recommend(history, k=40)
         assert [item.id for item in best] == [item.id for item in expected] and len(best) >= 28
@@ -303,7 +315,8 @@ def test_the_command_recommends_for_one_history(made, capsys):
 
 
 def test_the_command_reads_a_catalogue_and_new_items(made, tmp_path, capsys):
-    (tmp_path / "items.csv").write_text("item_id,title\na,Blaue Tasse\nb,Rote Tasse\nc,\n", encoding="utf-8")
+    table = "item_id,title,link\n a ,Blaue Tasse,\nb,Rote Tasse,https://x.example/b\nc,,\n"
+    (tmp_path / "items.csv").write_text(table, encoding="utf-8")
     capsys.readouterr()
     recommend.main(["-m", made["pretrain"][1], "--items", f"{tmp_path}/items.csv", "--history", "a"])
     assert {line.split()[2] for line in capsys.readouterr().out.splitlines()[1:]} == {"b", "c"}
@@ -311,6 +324,10 @@ def test_the_command_reads_a_catalogue_and_new_items(made, tmp_path, capsys):
         ["-m", made["inductive_ft"][1], "--new_items", f"{tmp_path}/items.csv", "--history", "a,Tiny1001", "-k", "99"]
     )
     assert len(capsys.readouterr().out.splitlines()) == 2 + 31
+    shown = ["--show_columns", "title,url=link"]
+    recommend.main(["-m", made["pretrain"][1], "--items", f"{tmp_path}/items.csv", "--history", "a", *shown])
+    lines = [line.split()[2:] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert sorted(lines) == [["b", "Rote", "Tasse", "url:", "https://x.example/b"], ["c"]]
 
 
 def test_the_command_recommends_for_a_file(made, tmp_path, monkeypatch):
@@ -326,6 +343,17 @@ def test_the_command_recommends_for_a_file(made, tmp_path, monkeypatch):
     assert table["rank"].to_list() == [1, 2, 3, 4] * 7
     best = Recommender.from_pretrained(model).recommend(histories, k=4)
     assert table["id"].to_list() == [item.id for each in best for item in each]
+
+
+def test_the_command_recommends_for_the_test_users_of_a_data_set(made, tmp_path):
+    rows, model = f"{made['data']}/Tiny/Tiny.test.inter", made["inductive_ft"][1]
+    recommend.main(["-m", model, "--histories", rows, "--out", f"{tmp_path}/out.parquet", "-k", "4"])
+    table = pl.read_parquet(tmp_path / "out.parquet")
+    lines = pathlib.Path(rows).read_text().splitlines()
+    assert set(table["line"]) == set(range(2, len(lines) + 1)), "the numbers of the lines, without that of the header"
+    numbers = map(int, lines[4].split("\t")[1].split())
+    best = Recommender.from_pretrained(model).recommend(ids(*numbers), k=4)
+    assert table.filter(line=5)["id"].to_list() == [item.id for item in best]
 
 
 @pytest.mark.parametrize(
@@ -350,3 +378,18 @@ def test_mistakes_in_a_file(made, tmp_path, refused, line, message):
         recommend.main, *command[:2], "--history", "a", "--out", f"{tmp_path}/out.parquet"
     )
     assert "expected either --history or --histories" in refused(recommend.main, *command, "--history", "a")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("text", "a column to show cannot have the name 'text'"),
+        ("title,", "a column to show cannot have the name ''"),
+        ("title,title=name", "title occurs twice"),
+        ("titel", "has no column titel"),
+    ],
+)
+def test_mistakes_in_the_columns_to_show(made, tmp_path, refused, option, message):
+    (tmp_path / "items.csv").write_text("item_id,title\na,Blaue Tasse\n", encoding="utf-8")
+    command = ["-m", made["pretrain"][1], "--items", tmp_path / "items.csv", "--history", "a"]
+    assert message in refused(recommend.main, *command, "--show_columns", option)
