@@ -61,7 +61,7 @@ def _parse(path: str, catalogue: "Catalogue", is_mixture: bool, show_progress: b
     if not parts:
         raise UserError(f"{path}: holds no rows after its header; expected one row per history and target")
     users, lengths, histories, targets = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return fold_rows(users, lengths, histories, targets)
+    return fold_rows(users, lengths, histories, targets, show_progress=show_progress)
 
 
 def _cache_path(path: str) -> str:
