@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -143,3 +144,22 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file, as a hex string."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_zip(path: str) -> None:
+    """Verify the checksums in a zip file, such as a file of `torch.save`, which torch itself does not verify.
+
+    Only the bytes that a reader ignores, such as padding, have no checksum. A file that is no zip file passes.
+
+    Raises:
+        ValueError: a checksum is wrong, or a part is compressed, which torch.save does not do.
+        zipfile.BadZipFile: the directory of the file is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in file.infolist()):
+            raise ValueError("a part of it is compressed")
+        damaged = file.testzip()
+    if damaged:
+        raise ValueError(f"the checksum of its part {damaged} is wrong")

@@ -14,7 +14,7 @@ import torch
 from numpy._core.multiarray import scalar
 
 from common.errors import UserError
-from common.files import atomic_path
+from common.files import atomic_path, check_zip
 from data.features import made_by_suffix
 from engine.bundle import read_bundle
 from engine.settings import RECIPES, check_predictions_per_row, props_file, read_yaml
@@ -100,12 +100,13 @@ def read_checkpoint(path):
             "create one with python pretrain.py"
         )
     try:
+        check_zip(path)
         content = torch.load(path, map_location="cpu", pickle_module=_data_only_pickle(), weights_only=False)
     except Exception as error:  # a damaged pickle can raise any exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path}: cannot be read as a checkpoint ({os.path.getsize(path)} bytes; {reason}); "
-            "it is truncated or not a checkpoint; download or create it again"
+            "it is damaged, truncated or not a checkpoint; download or create it again"
         ) from None
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(map(_is_named_tensor, state.items())):
@@ -247,8 +248,9 @@ def latest_of_run(pattern, config, since):
         if os.path.getmtime(path) < since:
             continue
         try:
+            check_zip(path)
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except Exception:  # unreadable: skip it
+        except Exception:  # unreadable or damaged: skip it
             continue
         if content.get("format") == FORMAT and "optimizer" in content:
             if not changed_settings(content, config) and content["epoch"] < config["epochs"]:

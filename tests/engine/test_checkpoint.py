@@ -5,7 +5,9 @@ import io
 import logging
 import os
 import pickle
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -155,6 +157,44 @@ def test_a_damaged_file_is_read_or_named_and_never_crashes(tmp_path, legacy):
         except UserError:
             refused += 1
     assert refused > 50
+
+
+def test_overwritten_bytes_are_noticed(tmp_path):
+    """torch verifies no checksum. Only bytes that mean nothing, such as padding, may change without a word."""
+    tensors = {f"layer.{number}": torch.randn(40, 30) for number in range(5)}
+    torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "a.pth")
+    whole, generator, refused = (tmp_path / "a.pth").read_bytes(), np.random.default_rng(0), 0
+    for _ in range(200):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        places = generator.integers(0, len(whole), generator.integers(1, 51))
+        damaged[places] = generator.integers(0, 256, len(places))
+        (tmp_path / "a.pth").write_bytes(damaged.tobytes())
+        try:
+            found = read_checkpoint(str(tmp_path / "a.pth"))
+        except UserError as error:
+            assert "a.pth: cannot be read as a checkpoint" in str(error) and "\n" not in str(error)
+            refused += 1
+        else:
+            assert found["epoch"] == 3
+            assert_same(found["state_dict"], tensors)
+    assert refused > 180
+
+
+def test_a_damaged_tensor_is_named(tmp_path, whole):
+    place = whole.index(b"LayerNorm") + len(whole) // 2
+    damaged = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    (tmp_path / "a.pth").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"the checksum of its part \S+/data/\d+ is wrong\); it is damaged, truncated"):
+        read_checkpoint(str(tmp_path / "a.pth"))
+
+
+def test_a_compressed_file_is_refused_before_it_grows(tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(1 << 20)}}, tmp_path / "b.pth")
+    with zipfile.ZipFile(tmp_path / "b.pth") as plain, zipfile.ZipFile(tmp_path / "a.pth", "w") as packed:
+        for part in plain.namelist():
+            packed.writestr(part, plain.read(part), zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match="a.pth: cannot be read as a checkpoint .*a part of it is compressed"):
+        read_checkpoint(str(tmp_path / "a.pth"))
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):
