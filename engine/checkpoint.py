@@ -3,6 +3,7 @@
 import collections
 import glob
 import logging
+import math
 import os
 import pickle
 import re
@@ -399,9 +400,27 @@ class Inert:
         self.__dict__.setdefault("values", []).extend(values)
 
 
+def _rebuild_tensor(storage, offset, size, stride, *more):
+    """torch's function for the tensors of a file, for tensors that lie within their storage.
+
+    torch enlarges the storage of a tensor that is too large for it, as far as the memory goes.
+
+    Raises:
+        ValueError: the tensor reaches beyond its storage, or its elements share memory (a stride of 0).
+    """
+    places = [offset, *size, *stride]
+    if not all(type(place) is int and place >= 0 for place in places) or len(size) != len(stride):
+        raise ValueError(f"a tensor has the offset {offset}, the sizes {size} and the strides {stride}")
+    count, held = math.prod(size), len(storage)
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    if count and (last >= held or count > held):
+        raise ValueError(f"a tensor has {count} numbers up to place {last}, its storage has {held}")
+    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, *more)
+
+
 _ALLOWED = {
     ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,

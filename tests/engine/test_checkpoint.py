@@ -1,10 +1,12 @@
 """Checkpoints: read without running anything, every tensor accounted for, id embeddings tied to their items."""
 
+import collections
 import errno
 import io
 import logging
 import os
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -195,6 +197,49 @@ def test_a_compressed_file_is_refused_before_it_grows(tmp_path):
             packed.writestr(part, plain.read(part), zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match="a.pth: cannot be read as a checkpoint .*a part of it is compressed"):
         read_checkpoint(str(tmp_path / "a.pth"))
+
+
+class Placed:
+    """Pickles to a tensor at any place of a storage."""
+
+    def __init__(self, storage, *place):
+        self.storage, self.place = storage, place
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, (self.storage, *self.place, False, collections.OrderedDict())
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("offset", "size", "stride", "words"),
+    [
+        (5, (3,), (1,), "a tensor has 3 numbers up to place 7, its storage has 4"),
+        (0, (2, 3), (3, 1), "a tensor has 6 numbers up to place 5, its storage has 4"),
+        (0, (2, 2), (3, 1), "a tensor has 4 numbers up to place 4, its storage has 4"),
+        (0, (1 << 40,), (1,), "up to place 1099511627775, its storage has 4"),
+        (0, (1 << 40,), (0,), "a tensor has 1099511627776 numbers up to place 0, its storage has 4"),
+        (2**62, (1,), (1,), "up to place 4611686018427387904"),
+        (-1, (3,), (1,), "a tensor has the offset -1, the sizes (3,) and the strides (1,)"),
+        (0, (3,), (-1,), "and the strides (-1,)"),
+        (0, (1.0,), (1,), "the sizes (1.0,)"),
+        (0, (3,), (1, 1), "the sizes (3,) and the strides (1, 1)"),
+    ],
+)
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path, zipped, offset, size, stride, words):
+    """Our own check refuses it. torch would enlarge the storage of a file in the old format, here to 4 TB."""
+    storage = torch.ones(4).storage()
+    content = {"state_dict": {"a": torch.zeros(2), "b": Placed(storage, offset, size, stride)}}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=f"a.pth: cannot be read as a checkpoint .*{re.escape(words)}"):
+        read_checkpoint(str(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_parts_of_tensors_are_read(tmp_path, zipped):
+    whole = torch.arange(12.0).view(3, 4)
+    state = {"column": whole[:, 1], "turned": whole.T, "corner": whole[1:, 2:], "one": whole[2, 3], "none": whole[:0]}
+    torch.save({"state_dict": state}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    assert_same(read_checkpoint(str(tmp_path / "a.pth"))["state_dict"], state)
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):
