@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -29,7 +29,9 @@ from engine.runs import Run, check_files
 _ORDER = {"dataset", "seed", "train_batch_size", "predictions_per_row", "MAX_ITEM_LIST_LENGTH"}
 _ORDER |= {"train_fraction", "holdout_items"}
 _FIXED = ("learner", "pretrain_loss")  # no training can be continued with another value
-_STOPPED = "{epoch}-stopped"  # replaces the epoch in the name of a checkpoint that was saved within the next epoch
+# They replace the epoch in the name of a checkpoint that was saved within the next epoch
+_STOPPED, _FAILED = "{epoch}-stopped", "{epoch}-failed"
+_LARGEST_WEIGHT = 1e18  # the squares of larger numbers are no float32
 logger = logging.getLogger(__name__)
 
 
@@ -142,6 +144,7 @@ class Trainer:
             self.progress.epoch, self.progress.batch = epoch + 1, 0
             if validate is None:
                 if self._saves_after(epoch + 1, save_step):
+                    self.check_weights()
                     self.save(self._epoch_path(epoch + 1))
             elif epoch + 1 == last or (epoch + 1) % self.config["eval_step"] == 0:
                 self._validate(validate)
@@ -150,6 +153,7 @@ class Trainer:
 
     def _validate(self, validate):
         """Evaluate the weights of the last completed epoch on valid."""
+        self.check_weights()
         start = time.perf_counter()
         metrics = validate(self.model)
         self.progress.valid_seconds += time.perf_counter() - start
@@ -204,7 +208,7 @@ class Trainer:
     def _save_and_exit(self):
         """Exit after SIGTERM. A training without validation first saves a checkpoint from which it can be continued."""
         where = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch}"
-        if "{epoch}" not in self.path:
+        if not self._keeps_all():
             best = f"the best epoch so far is in {self.path}" if self.progress.best_metrics else "nothing is saved yet"
             logger.info("stopped by SIGTERM in %s; %s", where, best)
             raise SystemExit(PREEMPTED)
@@ -218,8 +222,9 @@ class Trainer:
         """Make one step of the optimizer. Returns the loss.
 
         Raises:
-            UserError: the loss is not finite, in this process or in another.
+            UserError: the loss or the norm of the gradients is not finite, in this process or in another.
         """
+        before = self._generators()
         self.optimizer.zero_grad(set_to_none=True)
         if self.config["accumulate"] > 1:  # also for one part: all processes must communicate in the same order
             parts = [part.to(self.device) for part in batch.split(self.config["accumulate"])]
@@ -228,17 +233,57 @@ class Trainer:
             with self._autocast():
                 loss = self.loss_of(batch.to(self.device))
             loss.backward()
-        if self.config["clip_grad_norm"]:
-            clip_grad_norm_(self.model.parameters(), **self.config["clip_grad_norm"])
-        value = loss.item()
-        if any_process(not math.isfinite(value), self.device):
-            found = "not finite in another process" if math.isfinite(value) else value
-            raise UserError(
-                f"the loss is {found} in epoch {self.progress.epoch + 1}; "
-                "set a lower --learning_rate or --clip_grad_norm='{max_norm: 1.0}'"
-            )
+        value, norm = torch.stack([loss.detach().float(), self._gradient_norm()]).tolist()
+        if any_process(not math.isfinite(value + norm), self.device):
+            self._stop_at_step(value, norm, before)
         self.optimizer.step()
         return value
+
+    def _gradient_norm(self):
+        """The norm of all gradients before they are clipped, float32 []."""
+        if self.config["clip_grad_norm"]:
+            return clip_grad_norm_(self.model.parameters(), **self.config["clip_grad_norm"]).float()
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        return get_total_norm([each.coalesce().values() if each.is_sparse else each for each in gradients]).float()
+
+    def _stop_at_step(self, loss, norm, generators):
+        """Stop before a step with NaN or infinite numbers. If the training can be resumed, save what repeats the step.
+
+        Args:
+            loss, norm: of this process.
+            generators: the states of the random generators before the step.
+
+        Raises:
+            UserError: always.
+        """
+        found = [f"the {what} is {x}" for what, x in (("loss", loss), ("gradient norm", norm)) if not math.isfinite(x)]
+        where = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}"
+        again = ""
+        if self._keeps_all():
+            path = self._epoch_path(_FAILED.format(epoch=self.progress.epoch))
+            self._set_generators(generators)
+            self.save(path)
+            gather_objects(None)  # if one process exits first, the others are killed. Wait until the file is saved
+            again = f"; --resume={path} repeats this step"
+        raise UserError(
+            f"{' and '.join(found) or 'the loss or the gradient norm of another process is not finite'} in {where}; "
+            "set a lower --learning_rate or --clip_grad_norm='{max_norm: 1.0}'" + again
+        )
+
+    def check_weights(self) -> None:
+        """Check that no weight is NaN or larger than `_LARGEST_WEIGHT`.
+
+        Raises:
+            UserError: a weight is not.
+        """
+        for name, parameter in self.model.named_parameters():
+            extremes = [float(value) for value in torch.aminmax(parameter.detach())] if parameter.numel() else [0.0]
+            wrong = [value for value in extremes if not abs(value) < _LARGEST_WEIGHT]
+            if wrong:
+                raise UserError(
+                    f"the weights {name} hold {wrong[0]} after {self.progress.epoch} epochs; nothing is saved of them; "
+                    "set a lower --learning_rate or --clip_grad_norm='{max_norm: 1.0}'"
+                )
 
     def _autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.config["enable_amp"]))
@@ -313,6 +358,10 @@ class Trainer:
                 self.tensorboard.add_scalar(f"{what}/{name}", value, epoch)
 
     # -- checkpoints --------------------------------------------------------------------------------------------
+
+    def _keeps_all(self):
+        """Whether every checkpoint is kept, so that the training can be continued."""
+        return "{epoch}" in self.path
 
     def _epoch_path(self, epoch):
         return self.path.format(epoch=epoch)
@@ -456,8 +505,12 @@ def _open_tensorboard(config, path):
 
 def _check_clipping(arguments):
     """Check that `clip_grad_norm` holds arguments of torch's `clip_grad_norm_`."""
+    arguments = arguments or {"max_norm": 1.0}
     try:
-        inspect.signature(clip_grad_norm_).bind([], **(arguments or {"max_norm": 1.0}))
+        inspect.signature(clip_grad_norm_).bind([], **arguments)
+        for key in arguments.keys() & {"max_norm", "norm_type"}:
+            if not 0 < arguments[key] or key == "max_norm" and math.isinf(arguments[key]):
+                raise TypeError(f"{key} must be a number above 0")
     except TypeError as error:
         raise UserError(
             f"option --clip_grad_norm: found {arguments}, expected arguments of torch's clip_grad_norm_, "

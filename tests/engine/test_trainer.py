@@ -147,11 +147,73 @@ def test_batches_are_told_the_epoch(tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run_in_one_line(tmp_path, factor):
     trainer = line_trainer(tmp_path, epochs=3)
     trainer.model.value.data.fill_(1.0)
-    with pytest.raises(UserError, match="the loss is -?(nan|inf) in epoch 1; set a lower --learning_rate") as error:
+    expected = (
+        "the loss is -?(nan|inf) and the gradient norm is (nan|inf) in epoch 1, batch 2; set a lower --learning_r"
+    )
+    with pytest.raises(UserError, match=expected) as error:
         trainer.fit([Batch(), Batch(loss_factor=factor)], Script(0.1))
     assert "\n" not in str(error.value)
     assert trainer.model.value.item() == 2.0, "the step that would have spoilt the weights was not made"
     assert not glob.glob(str(tmp_path / "*.pth"))
+
+
+class Overflow(torch.autograd.Function):
+    """A finite loss whose gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * torch.inf
+
+
+@pytest.mark.parametrize("clip", [None, {"max_norm": 1.0}])
+def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, clip, monkeypatch):
+    trainer = line_trainer(tmp_path, epochs=3, clip_grad_norm=clip)
+    trainer.train_step(Batch())
+    monkeypatch.setattr(trainer.model, "calculate_loss", lambda batch: Overflow.apply(trainer.model.value).sum())
+    with pytest.raises(UserError, match="^the gradient norm is inf in epoch 1, batch 1; set a lower --learning_rate"):
+        trainer.train_step(Batch())
+    assert trainer.model.value.item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize(("learning_rate", "factor", "value"), [(2.0**99, 1.0, "6.33825.*e.29"), (1e38, 10.0, "inf")])
+def test_weights_that_the_last_step_has_spoilt_are_neither_saved_nor_evaluated(
+    tmp_path, validate, learning_rate, factor, value
+):
+    trainer, script = line_trainer(tmp_path, epochs=1, learning_rate=learning_rate), Script(0.1)
+    trainer.path = str(tmp_path / ("line.pth" if validate else "line-{epoch}.pth"))
+    with pytest.raises(UserError, match=f"^the weights value hold {value} after 1 epochs; nothing is saved of them; "):
+        trainer.fit([Batch(loss_factor=factor)], script if validate else None)
+    assert not script.seen and not glob.glob(str(tmp_path / "*.pth"))
+
+
+def test_a_step_that_failed_can_be_repeated(tmp_path):
+    """The checkpoint holds the weights and random generators as they were before the step."""
+
+    class Noisy(Line):
+        def calculate_loss(self, batch):
+            noise.append(torch.rand(1).item())
+            return super().calculate_loss(batch)
+
+    noise, path = [], str(tmp_path / "line-{epoch}.pth")
+    batches = [Batch(), Batch(), Batch(loss_factor=math.nan)]
+
+    def trainer():
+        return Trainer(line_trainer(tmp_path, epochs=3).config, Noisy(), path)
+
+    with pytest.raises(UserError, match=r"batch 3; .*; --resume=\S+/line-0-failed.pth repeats this step"):
+        trainer().fit(batches)
+    failed = str(tmp_path / "line-0-failed.pth")
+    again, checkpoint = trainer(), read_checkpoint(failed)
+    load_weights(again.model, checkpoint, failed)
+    again.resume(checkpoint, failed)
+    assert again.model.value.item() == 2.0 and again.progress.batch == 2
+    again.train_step(Batch())
+    assert len(noise) == 4 and noise[3] == noise[2] != noise[1]
 
 
 def test_gradients_are_clipped(tmp_path):
@@ -160,6 +222,9 @@ def test_gradients_are_clipped(tmp_path):
     assert trainer.model.value.item() == pytest.approx(0.25, rel=1e-4)
     with pytest.raises(UserError, match="--clip_grad_norm: found .*max_norm: 1.0"):
         line_trainer(tmp_path, clip_grad_norm={"norm": 1.0})
+    for value in (math.nan, 0, -1.0, math.inf, "a"):
+        with pytest.raises(UserError, match="--clip_grad_norm: found .*, such as {max_norm: 1.0}"):
+            line_trainer(tmp_path, clip_grad_norm={"max_norm": value})
 
 
 def test_tensorboard_holds_loss_and_metrics_when_training_ends(tmp_path):
