@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.files import atomic_path, check_zip
 from data.features import made_by_suffix
 from engine.bundle import read_bundle
-from engine.settings import RECIPES, check_predictions_per_row, props_file, read_yaml
+from engine.settings import RECIPES, check_predictions_per_row, check_stored, props_file, read_yaml
 
 FORMAT = "unisrec-1"
 _EXPERT = "moe_adaptor.experts"
@@ -138,7 +138,8 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
         path: the file, for messages.
 
     Raises:
-        UserError: the user has set one of the settings of `SHAPE` to another value.
+        UserError: the user has set one of the settings of `SHAPE` to another value, or a value of the checkpoint is not
+            allowed.
     """
     found = _recipe_of(checkpoint)
     recipe = {key: value for key, value in found.items() if key not in config.given}
@@ -153,6 +154,7 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
             "leave it out, its value is taken from the checkpoint"
         )
     for key, value in adopted.items():
+        check_stored(key, value, f"{path}: its setting {key}")
         config[key] = value
     if adopted:
         logger.info("settings from %s: %s", path, ", ".join(f"{key} {value}" for key, value in adopted.items()))
@@ -165,7 +167,7 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
 def _recipe_of(checkpoint):
     """The settings that follow from the recipe that a checkpoint names. Returns a dict."""
     recipe = stored_settings(checkpoint).get("recipe", PUBLISHED)
-    return read_yaml(props_file(RECIPES[recipe])) if recipe in RECIPES else {"recipe": recipe}
+    return read_yaml(props_file(RECIPES[recipe])) if str(recipe) in RECIPES else {"recipe": str(recipe)}
 
 
 def _shape_of(checkpoint, recipe):

@@ -17,7 +17,8 @@ from engine.item_to_item import add_item_to_item
 from engine.ranks_file import write_ranks
 from engine.reporting import Stopwatch, report_settings, result_path, start_logging, text_encoder, write_result
 from engine.runs import identify
-from engine.trainer import Progress, Trainer
+from engine.trainer import Trainer
+from engine.training_state import Progress
 from layers.encoder import AllPositions
 
 logger = logging.getLogger(__name__)

@@ -342,6 +342,18 @@ def _settings_of_props():
     return [setting for name in names for setting in read_settings(props_file(name)).values()]
 
 
+def check_stored(key: str, value: Any, where: str) -> None:
+    """Check a setting of props/ that a file other than YAML stores.
+
+    Raises:
+        UserError: the value is of another kind, or outside the range.
+    """
+    for setting in _settings_of_props():
+        if setting.key == key and setting.declared:
+            setting.check(value, where)
+            return
+
+
 def check_predictions_per_row(given, settings):
     """Check that `predictions_per_row`, if the user set it, is at most MAX_ITEM_LIST_LENGTH.
 

@@ -21,8 +21,9 @@ from common.errors import UserError
 from common.files import writing
 from common.processes import PREEMPTED, Preemption, any_process, broadcast, gather_objects, is_main, rank, world_size
 from engine.checkpoint import changed_settings, save_checkpoint
-from engine.optimizer import group_settings, make_optimizer
+from engine.optimizer import make_optimizer
 from engine.runs import Run, check_files
+from engine.training_state import Progress, check_training_state, load_optimizer
 
 # The settings that determine the order of the data in an epoch. A training that was stopped within an epoch can only be
 # continued in the same order.
@@ -33,32 +34,6 @@ _FIXED = ("learner", "pretrain_loss")  # no training can be continued with anoth
 _STOPPED, _FAILED = "{epoch}-stopped", "{epoch}-failed"
 _LARGEST_WEIGHT = 1e18  # the squares of larger numbers are no float32
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass
-class Progress:
-    """The progress of a training. Its checkpoints store it.
-
-    Attributes:
-        epoch: number of completed epochs.
-        batch: number of completed batches of the next epoch; above 0 if the training was stopped within it.
-        best_epoch: the epoch with the best score on valid so far, None before the first evaluation.
-        best_score: the score of that epoch, larger is better.
-        best_metrics: all metrics of that epoch.
-        waited: number of evaluations since the best one.
-        predictions: number of training predictions so far, in all processes.
-        train_seconds, valid_seconds: time spent so far.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    best_epoch: int | None = None
-    best_score: float = -math.inf
-    best_metrics: dict | None = None
-    waited: int = 0
-    predictions: int = 0
-    train_seconds: float = 0.0
-    valid_seconds: float = 0.0
 
 
 class Trainer:
@@ -411,22 +386,21 @@ class Trainer:
         """
         if not {"optimizer", "generators", "progress"} <= checkpoint.keys():
             raise UserError(f"{path}: cannot be resumed, it holds weights only; expected one that pretrain.py saved")
-        progress, changed = Progress(**checkpoint["progress"]), changed_settings(checkpoint, self.config)
+        progress = check_training_state(checkpoint, path)
+        changed = changed_settings(checkpoint, self.config)
         for key in (key for key in _FIXED if key in changed):
             then, now = changed[key]
             raise UserError(f"{path}: was trained with {then}, not {now}; set --{key}={then}")
         for key in sorted(changed.keys() & _ORDER) if progress.batch else ():
             then, now = changed[key]
             raise UserError(f"{path}: was stopped within an epoch, with {key} {then}, not {now}; set --{key}={then}")
-        if checkpoint["epoch"] >= self.config["epochs"]:
+        if progress.epoch >= self.config["epochs"]:
             raise UserError(
-                f"{path}: has completed {checkpoint['epoch']} epochs, but --epochs is {self.config['epochs']}; "
+                f"{path}: has completed {progress.epoch} epochs, but --epochs is {self.config['epochs']}; "
                 "set a larger --epochs"
             )
         self.resumed_from = path
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        for group in self.optimizer.param_groups:
-            group.update(group_settings(self.config))
+        load_optimizer(self.optimizer, checkpoint["optimizer"], path)
         if changed:
             told = ", ".join(f"{key} {then} -> {now}" for key, (then, now) in changed.items())
             logger.info("settings changed since %s: %s", path, told)
