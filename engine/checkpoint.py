@@ -44,7 +44,9 @@ PUBLISHED = "published"  # the recipe of checkpoints that do not name theirs
 # settings of checkpoints that were saved before the settings existed
 _BEFORE = {"pretrain_loss": "contrastive", "train_fraction": 1.0, "holdout_items": 0.0}
 # settings that may differ between the parts of a run
-_NOT_OF_A_RUN = dict.fromkeys(("epochs", "resume", "show_progress", "device", "checkpoint_dir", "data_path"))
+_NOT_OF_A_RUN = dict.fromkeys(
+    ("epochs", "resume", "show_progress", "device", "checkpoint_dir", "data_path", "allow_changed_data")
+)
 logger = logging.getLogger(__name__)
 
 

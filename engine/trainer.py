@@ -363,7 +363,7 @@ class Trainer:
         """
         more: dict[str, Any] = {"progress": dataclasses.asdict(self.progress)}
         if self.run:
-            more.update(run=self.run.id, run_start=self.run.start)
+            more.update(run=self.run.id, run_start=self.run.start, run_data=self.run.data)
         if optimizer:
             more.update(optimizer=self.optimizer.state_dict(), generators=gather_objects(self._generators()))
         if not is_main():
@@ -381,12 +381,14 @@ class Trainer:
             path: the file of the checkpoint, for messages.
 
         Raises:
-            UserError: the checkpoint has no optimizer state, or that of another optimizer; or it was saved within an
-                epoch, and the order of the data would be another one now; or its training is complete.
+            UserError: the checkpoint has no optimizer state, or that of another optimizer; or the data have changed; or
+                it was saved within an epoch, and the order of the data would be another one now; or its training is
+                complete.
         """
         if not {"optimizer", "generators", "progress"} <= checkpoint.keys():
             raise UserError(f"{path}: cannot be resumed, it holds weights only; expected one that pretrain.py saved")
         progress = check_training_state(checkpoint, path)
+        self._check_data(checkpoint.get("run_data"), path)
         changed = changed_settings(checkpoint, self.config)
         for key in (key for key in _FIXED if key in changed):
             then, now = changed[key]
@@ -412,6 +414,20 @@ class Trainer:
             logger.info("saved by %s processes, now %s: dropout and noise differ", len(generators), world_size())
         within = f" and {self.progress.batch} batches" if self.progress.batch else ""
         logger.info("continuing after epoch %d%s", self.progress.epoch, within)
+
+    def _check_data(self, then, path):
+        """Check that the data are those of the checkpoint, unless the user allows others. `then` is their hash."""
+        if not self.run or self.run.data == then:
+            return
+        if then is None:
+            logger.info("%s does not say which data it was trained on; they are not compared", path)
+        elif self.config["allow_changed_data"]:
+            logger.warning("warning: the data have changed since %s was saved; going on with those of today", path)
+        else:
+            raise UserError(
+                f"{path}: was trained on other data than those of {self.config['dataset']} today (interactions or text "
+                "features differ); bring them back, start anew, or go on with --allow_changed_data"
+            )
 
 
 def _mean_loss(steps):

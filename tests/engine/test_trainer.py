@@ -321,6 +321,26 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
     assert resumed.fit([Batch()]).epoch == 4 and resumed.model.value.item() == 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", ["a row", "a feature"])
+def test_a_training_goes_on_with_changed_data_only_if_the_user_allows_it(mixture, tmp_path, refused, capsys, changed):
+    folder = tmp_path / "saved"
+    pretrained(mixture, folder, "--epochs=1")
+    path = os.path.join(mixture, "Mix", "Mix.train.inter" if changed == "a row" else "B.feat1CLS")
+    with open(path, "r+b") as file:
+        content = file.read()
+        file.seek(0)
+        file.write(content + content.splitlines(True)[-1] if changed == "a row" else content[24 * 4 :] + content[:96])
+    checkpoint = f"{folder}/UniSRec-Mix-1.pth"
+    options = ["-d", "Mix", f"--data_path={mixture}", f"--checkpoint_dir={folder}", *SMALL, "--epochs=2"]
+    message = refused(pretrain.main, *options, f"--resume={checkpoint}")
+    assert message.startswith(f"{checkpoint}: was trained on other data than those of Mix today")
+    assert message.endswith("or go on with --allow_changed_data")
+    pretrained(mixture, folder, "--epochs=2", f"--resume={checkpoint}", "--allow_changed_data")
+    assert f"warning: the data have changed since {checkpoint} was saved" in capsys.readouterr().err
+    assert read_checkpoint(f"{folder}/UniSRec-Mix-2.pth")["run"] != read_checkpoint(checkpoint)["run"]
+
+
 def one_epoch(tmp_path):
     """The checkpoint of a training of one epoch."""
     first = line_trainer(tmp_path, epochs=1)
@@ -356,7 +376,7 @@ def test_files_that_a_training_does_not_write_are_not_in_its_way(tmp_path, name)
     (tmp_path / f"{name}.pth").touch()
     trainer.fit([Batch()], save_step=3)
     checkpoint = read_checkpoint(str(tmp_path / "line-4.pth"))
-    assert (checkpoint["run"], checkpoint["run_start"]) == ("second", "start")
+    assert (checkpoint["run"], checkpoint["run_start"], checkpoint["run_data"]) == ("second", "start", None)
 
 
 def test_a_training_goes_on_with_the_learning_rate_of_today(tmp_path, caplog):
