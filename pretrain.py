@@ -69,7 +69,14 @@ def _pretrain(config, first_start):
     """
     from common.processes import from_main, is_main, rank
     from engine.building import build_model, open_dataset, sequence_batches, set_seeds, start_history
-    from engine.checkpoint import adopt_settings, check_features, latest_of_run, load_weights, read_checkpoint
+    from engine.checkpoint import (
+        adopt_settings,
+        check_features,
+        epoch_path,
+        latest_of_run,
+        load_weights,
+        read_checkpoint,
+    )
     from engine.reporting import report_settings, start_logging
     from engine.runs import identify
     from engine.trainer import Trainer
@@ -102,7 +109,7 @@ def _pretrain(config, first_start):
     else:
         start_history(model, batches)
     trainer.fit(batches, save_step=config["save_step"])
-    return path.format(epoch=config["epochs"])
+    return epoch_path(path, config["epochs"])
 
 
 if __name__ == "__main__":

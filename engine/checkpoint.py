@@ -237,11 +237,29 @@ def changed_settings(checkpoint, config):
     return {key: (then.get(key), now.get(key)) for key in sorted(then | now) if then.get(key) != now.get(key)}
 
 
+def has_epochs(pattern: str) -> bool:
+    """Whether the name of a checkpoint file has a place for the epoch, `{epoch}`. Then every checkpoint is kept."""
+    return "{epoch}" in os.path.basename(pattern)
+
+
+def epoch_path(pattern: str, epoch: int | str) -> str:
+    """The path of the checkpoint of an epoch: `{epoch}` in the name of the file is replaced. Other braces stay."""
+    before, _, after = pattern.rpartition("{epoch}")
+    return f"{before}{epoch}{after}" if has_epochs(pattern) else pattern
+
+
+def epoch_files(pattern: str) -> list[str]:
+    """The existing checkpoints of all epochs."""
+    return glob.glob(
+        "*".join(map(glob.escape, pattern.rsplit("{epoch}", 1))) if has_epochs(pattern) else glob.escape(pattern)
+    )
+
+
 def latest_of_run(pattern, config, since):
     """The most advanced checkpoint from which a training with the same settings can be continued.
 
     Args:
-        pattern (str): the path of the checkpoints, with `{epoch}` for the epoch.
+        pattern (str): see `epoch_path`.
         config (Config): the settings of the training. The number of epochs may differ from that of the checkpoint.
         since (float): seconds since 1970. Files that are older belong to another run.
 
@@ -249,7 +267,7 @@ def latest_of_run(pattern, config, since):
         str or None
     """
     found = []
-    for path in glob.glob(glob.escape(pattern).replace("{epoch}", "*")):
+    for path in epoch_files(pattern):
         if os.path.getmtime(path) < since:
             continue
         try:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import glob
 import inspect
 import logging
 import math
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.files import writing
 from common.processes import PREEMPTED, Preemption, any_process, broadcast, gather_objects, is_main, rank, world_size
-from engine.checkpoint import changed_settings, save_checkpoint
+from engine.checkpoint import changed_settings, epoch_files, epoch_path, has_epochs, save_checkpoint
 from engine.optimizer import make_optimizer
 from engine.runs import Run, check_files
 from engine.training_state import Progress, check_training_state, load_optimizer
@@ -43,7 +42,7 @@ class Trainer:
         config: the settings. `epochs`, `learner`, `learning_rate`, `weight_decay`, `clip_grad_norm`, `enable_amp` and
             `accumulate` are read, and for validation `valid_metric`, `eval_step` and `stopping_step`.
         model: a module with RecBole's `calculate_loss(batch)`.
-        path: the checkpoint file. If the path contains `{epoch}`, every checkpoint is kept, and a training can be
+        path: the checkpoint file. If its name contains `{epoch}`, every checkpoint is kept, and a training can be
             continued from each of them.
         item_tokens: the raw id of each row of the id embedding, stored in the checkpoints.
         run: the identity of the run, stored in the checkpoints.
@@ -183,7 +182,7 @@ class Trainer:
     def _save_and_exit(self):
         """Exit after SIGTERM. A training without validation first saves a checkpoint from which it can be continued."""
         where = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch}"
-        if not self._keeps_all():
+        if not has_epochs(self.path):
             best = f"the best epoch so far is in {self.path}" if self.progress.best_metrics else "nothing is saved yet"
             logger.info("stopped by SIGTERM in %s; %s", where, best)
             raise SystemExit(PREEMPTED)
@@ -234,7 +233,7 @@ class Trainer:
         found = [f"the {what} is {x}" for what, x in (("loss", loss), ("gradient norm", norm)) if not math.isfinite(x)]
         where = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}"
         again = ""
-        if self._keeps_all():
+        if has_epochs(self.path):
             path = self._epoch_path(_FAILED.format(epoch=self.progress.epoch))
             self._set_generators(generators)
             self.save(path)
@@ -334,12 +333,8 @@ class Trainer:
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
-    def _keeps_all(self):
-        """Whether every checkpoint is kept, so that the training can be continued."""
-        return "{epoch}" in self.path
-
     def _epoch_path(self, epoch):
-        return self.path.format(epoch=epoch)
+        return epoch_path(self.path, epoch)
 
     def _saves_after(self, epoch, save_step):
         """Whether a training without validation saves a checkpoint after this epoch."""
@@ -350,7 +345,7 @@ class Trainer:
         done, last = self.progress.epoch, self.config["epochs"]
         names: set[int | str] = {epoch for epoch in range(done + 1, last + 1) if self._saves_after(epoch, save_step)}
         names |= {_STOPPED.format(epoch=epoch) for epoch in range(done, last)}
-        found = set(glob.glob(glob.escape(self.path).replace("{epoch}", "*")))
+        found = set(epoch_files(self.path))
         return {self._epoch_path(name) for name in names} & found - {self.resumed_from}
 
     def save(self, path: str, optimizer: bool = True, epoch: int | None = None) -> None:

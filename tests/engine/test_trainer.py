@@ -341,6 +341,23 @@ def test_a_training_goes_on_with_changed_data_only_if_the_user_allows_it(mixture
     assert read_checkpoint(f"{folder}/UniSRec-Mix-2.pth")["run"] != read_checkpoint(checkpoint)["run"]
 
 
+@pytest.mark.parametrize("folder", ["a{b}c", "{", "}", "{epoch}", "{0}", "[a]*"])
+def test_braces_in_a_path_are_plain_characters(tmp_path, folder):
+    trainer = line_trainer(tmp_path, epochs=2)
+    trainer.path, trainer.run = str(tmp_path / folder / "line-{epoch}.pth"), Run("first")
+    trainer.fit([Batch()], save_step=1)
+    assert sorted(os.listdir(tmp_path / folder)) == ["line-1.pth", "line-2.pth"]
+    other = line_trainer(tmp_path, epochs=2)
+    other.path, other.run = trainer.path, Run("second")
+    with pytest.raises(UserError, match="line-[12].pth: belongs to another run"):
+        other.fit([Batch()], save_step=1)
+    tuned = line_trainer(tmp_path, epochs=1)
+    tuned.path = str(tmp_path / folder / "tuned.pth")
+    tuned.fit([Batch()], Script(0.1))
+    tuned.fit([Batch()])
+    assert "tuned.pth" in os.listdir(tmp_path / folder)
+
+
 def one_epoch(tmp_path):
     """The checkpoint of a training of one epoch."""
     first = line_trainer(tmp_path, epochs=1)
