@@ -5,9 +5,12 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,12 +43,12 @@ def check_can_write(path: str) -> None:
     """Check before a long computation that its result can be written to `path`. Creates the folder.
 
     Raises:
-        UserError: the path is a folder, or the folder of the file is not writable.
+        UserError: the path is a folder or a device, or the folder of the file is not writable.
     """
-    folder = os.path.dirname(os.path.abspath(path))
+    path = os.path.realpath(path)
+    folder = os.path.dirname(path)
     with writing(path):
-        if os.path.isdir(path):
-            raise IsADirectoryError(errno.EISDIR, path)
+        _check_is_file(path)
         os.makedirs(folder, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, folder)
@@ -53,20 +56,26 @@ def check_can_write(path: str) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str) -> Iterator[str]:
-    """Yield a temporary path in the folder of `path`. Rename it to `path` on success, remove it on failure.
+    """Yield a temporary path. Rename it to `path` on success, remove it on failure.
+
+    The temporary file stands in the folder of `path`. If `path` is a symbolic link, the link stays, and the file that
+    it leads to is written. Temporary files of processes that were killed are removed.
 
     Args:
         path: the file to write. Its folder is created if it is missing.
 
     Raises:
-        UserError: the disk is full, or the folder is not writable.
+        UserError: the disk is full, the folder is not writable, or `path` is neither a file nor missing.
     """
-    path = os.path.abspath(path)
+    path = os.path.realpath(path)
     temporary: str | None = None
     try:
         with writing(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
+            _check_is_file(path)
+            folder, name = os.path.split(path)
+            os.makedirs(folder, exist_ok=True)
+            _remove_left_over(folder, f".{name}.")
+            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.{_own_mark()}.")
             os.close(handle)
             umask = os.umask(0)
             os.umask(umask)
@@ -78,6 +87,41 @@ def atomic_path(path: str) -> Iterator[str]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _check_is_file(path: str) -> None:
+    """Check that a path is a plain file or missing, because a rename would replace a device or a pipe."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, path)
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: is a device or a pipe, expected a file; choose another file name")
+
+
+def _own_mark() -> str:
+    """Names this machine and process, in the names of its temporary files."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}-{os.getpid()}"
+
+
+def _remove_left_over(folder: str, prefix: str) -> None:
+    """Remove the temporary files and folders with this prefix whose process on this machine no longer runs."""
+    machine = _own_mark().partition("-")[0]
+    pattern = re.compile(rf"{re.escape(prefix)}{machine}-(\d{{1,9}})\.[^.]*")
+    for name in os.listdir(folder):
+        match = pattern.fullmatch(name)
+        if match and not _runs(int(match[1])):
+            left = os.path.join(folder, name)
+            with contextlib.suppress(OSError):
+                shutil.rmtree(left) if os.path.isdir(left) else os.unlink(left)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it runs, and belongs to another user
+        pass
+    return True
 
 
 @contextlib.contextmanager
@@ -97,7 +141,8 @@ def staged_folder(folder: str) -> Iterator[str]:
     try:
         with writing(folder):
             os.makedirs(folder, exist_ok=True)
-            staging = tempfile.mkdtemp(dir=folder, prefix=".writing-")
+            _remove_left_over(folder, ".writing-")
+            staging = tempfile.mkdtemp(dir=folder, prefix=f".writing-{_own_mark()}.")
             yield staging
             for name in sorted(os.listdir(staging)):
                 os.replace(os.path.join(staging, name), os.path.join(folder, name))
