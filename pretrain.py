@@ -1,5 +1,6 @@
 """Pre-train UniSRec on a mixture of domains: python pretrain.py [-d FHCKM] [--key=value ...]"""
 
+import contextlib
 import os
 
 from common.errors import UserError, run_command
@@ -67,6 +68,7 @@ def _pretrain(config, first_start):
     After a restart by torchrun, the run continues from the last checkpoint that it saved since `first_start` (in
     seconds since 1970). Without a restart, `first_start` is None.
     """
+    from common.files import locked
     from common.processes import from_main, is_main, rank
     from engine.building import build_model, open_dataset, sequence_batches, set_seeds, start_history
     from engine.checkpoint import (
@@ -108,7 +110,8 @@ def _pretrain(config, first_start):
         trainer.resume(checkpoint, resume)
     else:
         start_history(model, batches)
-    trainer.fit(batches, save_step=config["save_step"])
+    with locked(path) if is_main() else contextlib.nullcontext():
+        trainer.fit(batches, save_step=config["save_step"])
     return epoch_path(path, config["epochs"])
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -87,6 +88,53 @@ def atomic_path(path: str) -> Iterator[str]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Lock a file that this process is going to write, for the duration of the block. `path` need not exist.
+
+    The lock is a file `.NAME.lock` in the same folder. It is removed at the end. The operating system releases the lock
+    of a process that was killed. A file system without locks is used without a lock.
+
+    Raises:
+        UserError: another process has locked the file, or the folder is not writable.
+    """
+    path = os.path.realpath(path)
+    folder, name = os.path.split(path)
+    lock = os.path.join(folder, f".{name}.lock")
+    with writing(path):
+        os.makedirs(folder, exist_ok=True)
+        file = _lock(lock, path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(lock)
+        file.close()
+
+
+def _lock(lock, path):
+    """Open and lock the file `lock`. Returns it."""
+    while True:
+        file = open(lock, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read(20).strip()
+            file.close()
+            raise UserError(
+                f"{path}: another run is writing this file (process {owner or 'unknown'}); wait until it ends, or give "
+                "this run another --checkpoint_dir or file name"
+            ) from None
+        except OSError:  # this file system has no locks
+            return file
+        if os.path.exists(lock) and os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+            file.truncate(0)
+            print(os.getpid(), file=file, flush=True)
+            return file
+        file.close()  # its owner has removed it in the meantime
 
 
 def _check_is_file(path: str) -> None:

@@ -79,8 +79,6 @@ def identify(config, dataset: UniSRecDataset, checkpoint: Mapping | None = None,
 def check_files(paths: Iterable[str], run: Run, config) -> None:
     """Check before a training that it will replace no checkpoint of another run.
 
-    There is no lock: if two runs write the same files at the same time, both may pass this check.
-
     Args:
         paths: the checkpoints that the run may write. They need not exist.
         run: the run.

@@ -142,6 +142,8 @@ class Trainer:
         """Load the weights of the best epoch. The main process reads the file and sends the weights to the others."""
         if is_main():
             best = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
+            if self.run and best.get("run") != self.run.id:
+                raise UserError(f"{self.path}: was replaced by another run; give each run its own --checkpoint_dir")
             self.model.load_state_dict(best["state_dict"])
         broadcast(self.model.state_dict().values())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.files import atomic_path, check_can_write, file_sha256, read_json, staged_folder, write_json
+from common.files import atomic_path, check_can_write, file_sha256, locked, read_json, staged_folder, write_json
 from tests.conftest import ROOT
 
 
@@ -172,6 +172,38 @@ def test_files_that_only_look_like_temporary_ones_stay(tmp_path):
         (tmp_path / name).write_text("mine")
     write(tmp_path / "file.txt", "new")
     assert len(os.listdir(tmp_path)) == 5
+
+
+def test_a_file_has_one_lock(tmp_path):
+    path = str(tmp_path / "new" / "a.pth")
+    with locked(path), locked(path + ".other"):
+        (tmp_path / "link").symlink_to(path)
+        for name in (path, str(tmp_path / "link")):
+            with pytest.raises(UserError, match=rf"a.pth: another run is writing this file .process {os.getpid()}"):
+                with locked(name):
+                    pass
+    assert os.listdir(tmp_path / "new") == []
+    with pytest.raises(KeyError), locked(path):
+        raise KeyError
+    with locked(path):
+        pass
+
+
+LOCKS = """
+import os, signal, sys
+from common.files import locked
+with locked(sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    subprocess.run([sys.executable, "-c", LOCKS, str(tmp_path / "a.pth")], cwd=ROOT)
+    assert os.listdir(tmp_path) == [".a.pth.lock"]
+    with locked(str(tmp_path / "a.pth")):
+        pass
+    assert os.listdir(tmp_path) == []
 
 
 def test_json_comes_back_as_it_went(tmp_path):

@@ -97,6 +97,19 @@ def test_the_initial_weights_are_kept_if_no_epoch_is_better(tmp_path, start, bes
     assert script.seen == list(range(1, best + 3)), "stops two evaluations after the best one"
 
 
+def test_best_weights_of_another_run_are_not_tested(tmp_path):
+    trainer, other = line_trainer(tmp_path, epochs=2), line_trainer(tmp_path)
+    trainer.run, other.run = Run("first"), Run("second")
+
+    def validate(model):
+        if trainer.progress.epoch == 2:
+            other.save(trainer.path)
+        return {"ndcg@10": -trainer.progress.epoch}
+
+    with pytest.raises(UserError, match="line.pth: was replaced by another run; give each run its own --checkpoint_d"):
+        trainer.fit([Batch()], validate)
+
+
 def test_training_ends_with_the_last_epoch(tmp_path):
     trainer, script = line_trainer(tmp_path, epochs=4), Script(0.1, 0.2, 0.3, 0.4)
     assert trainer.fit([Batch()], script).best_epoch == 4
