@@ -70,7 +70,7 @@ class Trainer:
         self.loss_of = _Loss(model) if world_size() == 1 else _distributed(_Loss(model))
         self.resumed_from: str | None = None  # a checkpoint, which the run may replace
         self.tensorboard = None  # the writer while `fit` runs, in the main process only
-        self.preemption = Preemption()
+        self.preemption = Preemption(_tell_that_it_stops)
         _check_clipping(config["clip_grad_norm"])
         if config["accumulate"] > 1 and not hasattr(model, "represent"):
             raise UserError(f"option --accumulate: {config['model']} cannot compute a batch in parts; expected 1")
@@ -95,8 +95,8 @@ class Trainer:
         Raises:
             UserError: the training would replace a checkpoint of another run, a file cannot be written, or the loss is
                 not finite.
-            SystemExit: any process received SIGTERM. The code is `PREEMPTED`. Without `validate`, a checkpoint was
-                saved from which the training can be continued.
+            SystemExit: any process received SIGTERM or Ctrl-C. The code is `PREEMPTED`. Without `validate`, a checkpoint
+                was saved from which the training can be continued.
         """
         if self.run and validate is None and is_main():
             check_files(self._files_to_replace(save_step), self.run, self.config)
@@ -182,16 +182,17 @@ class Trainer:
         return loss
 
     def _save_and_exit(self):
-        """Exit after SIGTERM. A training without validation first saves a checkpoint from which it can be continued."""
+        """Exit after a signal. A training without validation first saves a checkpoint from which it can be continued."""
         where = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch}"
+        by = self.preemption.name or "a signal to another process"
         if not has_epochs(self.path):
             best = f"the best epoch so far is in {self.path}" if self.progress.best_metrics else "nothing is saved yet"
-            logger.info("stopped by SIGTERM in %s; %s", where, best)
+            logger.info("stopped by %s in %s; %s", by, where, best)
             raise SystemExit(PREEMPTED)
         path = self._epoch_path(_STOPPED.format(epoch=self.progress.epoch))
         self.save(path)
         gather_objects(None)  # if one process exits first, the others are killed. Wait until the file is saved
-        logger.info("stopped by SIGTERM in %s; continue with --resume=%s", where, path)
+        logger.info("stopped by %s in %s; continue with --resume=%s", by, where, path)
         raise SystemExit(PREEMPTED)
 
     def train_step(self, batch) -> float:
@@ -425,6 +426,11 @@ class Trainer:
                 f"{path}: was trained on other data than those of {self.config['dataset']} today (interactions or text "
                 "features differ); bring them back, start anew, or go on with --allow_changed_data"
             )
+
+
+def _tell_that_it_stops():
+    if is_main():
+        logger.info("stopping after this step; a second signal stops at once")
 
 
 def _mean_loss(steps):

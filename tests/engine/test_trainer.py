@@ -3,6 +3,7 @@
 import glob
 import math
 import os
+import signal
 
 import pytest
 import torch
@@ -369,6 +370,26 @@ def test_braces_in_a_path_are_plain_characters(tmp_path, folder):
     tuned.fit([Batch()], Script(0.1))
     tuned.fit([Batch()])
     assert "tuned.pth" in os.listdir(tmp_path / folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_what_continues_the_training(tmp_path, caplog, number):
+    def batches():
+        yield Batch()
+        os.kill(os.getpid(), number)
+        yield Batch()
+        raise AssertionError("goes on after the step")
+
+    class Three:
+        __iter__, __len__ = staticmethod(batches), staticmethod(lambda: 3)
+
+    trainer = line_trainer(tmp_path, epochs=2)
+    trainer.path = str(tmp_path / "line-{epoch}.pth")
+    with caplog.at_level("INFO"), pytest.raises(SystemExit) as end:
+        trainer.fit(Three(), save_step=10)
+    stopped = read_checkpoint(str(tmp_path / "line-0-stopped.pth"))
+    assert end.value.code == 75 and stopped["progress"]["batch"] == 2 and stopped["state_dict"]["value"].item() == 2
+    assert f"stopped by {number.name} in epoch 1, batch 2; continue with --resume={tmp_path}" in caplog.text
 
 
 def one_epoch(tmp_path):
