@@ -95,8 +95,8 @@ class Trainer:
         Raises:
             UserError: the training would replace a checkpoint of another run, a file cannot be written, or the loss is
                 not finite.
-            SystemExit: any process received SIGTERM or Ctrl-C. The code is `PREEMPTED`. Without `validate`, a checkpoint
-                was saved from which the training can be continued.
+            SystemExit: any process received SIGTERM or Ctrl-C. The code is `PREEMPTED`. Without `validate`, a
+                checkpoint was saved from which the training can be continued.
         """
         if self.run and validate is None and is_main():
             check_files(self._files_to_replace(save_step), self.run, self.config)
@@ -182,7 +182,7 @@ class Trainer:
         return loss
 
     def _save_and_exit(self):
-        """Exit after a signal. A training without validation first saves a checkpoint from which it can be continued."""
+        """Exit after a signal. A training without validation first saves a checkpoint to continue from."""
         where = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch}"
         by = self.preemption.name or "a signal to another process"
         if not has_epochs(self.path):

@@ -145,7 +145,7 @@ def test_a_row_that_is_not_finite_is_named(tmp_path, monkeypatch, dtype, value):
         features = np.fromfile(folder / name, dtype)
         features[row * 24 + 23] = value
         features.tofile(folder / name)
-        with pytest.raises(UserError, match=f"{name}: row {row}{item} holds NaN or an infinite number; encode the te"):
+        with pytest.raises(UserError, match=f"{name}: row {row}{item} holds NaN or an infinite number; encode the"):
             open_catalogue(str(folder), "Mix", "auto", None, 24)
         features[row * 24 + 23] = 0
         features.tofile(folder / name)
