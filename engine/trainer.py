@@ -386,7 +386,6 @@ class Trainer:
         if not {"optimizer", "generators", "progress"} <= checkpoint.keys():
             raise UserError(f"{path}: cannot be resumed, it holds weights only; expected one that pretrain.py saved")
         progress = check_training_state(checkpoint, path)
-        self._check_data(checkpoint.get("run_data"), path)
         changed = changed_settings(checkpoint, self.config)
         for key in (key for key in _FIXED if key in changed):
             then, now = changed[key]
@@ -399,6 +398,7 @@ class Trainer:
                 f"{path}: has completed {progress.epoch} epochs, but --epochs is {self.config['epochs']}; "
                 "set a larger --epochs"
             )
+        self._check_data(checkpoint.get("run_data"), path)
         self.resumed_from = path
         load_optimizer(self.optimizer, checkpoint["optimizer"], path)
         if changed:

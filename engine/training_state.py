@@ -98,7 +98,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, stored: Any, path: str) -> 
     """
     own, shapes = optimizer.state_dict(), _state_of_one(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state, groups = (stored.get(key) if isinstance(stored, dict) else None for key in ("state", "param_groups"))
+    state: Any = stored.get("state") if isinstance(stored, dict) else None
+    groups: Any = stored.get("param_groups") if isinstance(stored, dict) else None
     _expect(path, isinstance(state, dict) and isinstance(groups, list), "state of the optimizer", stored)
     numbers = [group.get("params") if isinstance(group, dict) else None for group in groups]
     _expect(path, numbers == [group["params"] for group in own["param_groups"]], "list of parameters", numbers)
