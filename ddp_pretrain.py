@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import socket
 
 from common.errors import UserError, run_command
@@ -19,8 +18,8 @@ torchrun --nproc_per_node=N [--max_restarts=3] ddp_pretrain.py [-d FHCKM] [--key
   --nproc N             number of processes (default: one per visible GPU). Without a GPU, they share the CPU (gloo).
 
 The processes compute the same loss and gradients as pretrain.py. train_batch_size counts the predictions of all
-processes together. After a restart by torchrun, the run continues from its last checkpoint. After SIGTERM, it saves a
-checkpoint and exits with code 75.
+processes together. After a restart by torchrun, the run continues from its last checkpoint. After SIGTERM
+or Ctrl-C, it saves a checkpoint and exits with code 75.
 """
     + PRETRAIN_USAGE
 )
@@ -60,19 +59,15 @@ def spawn(options, processes):
     """
     import torch
 
-    from common.processes import PREEMPTED
+    from common.processes import PREEMPTED, Preemption
 
     errors = torch.multiprocessing.get_context("spawn").SimpleQueue()
     context = torch.multiprocessing.spawn(_spawned, (options, errors), nprocs=processes, join=False)
 
-    def pass_on(number, frame):
-        for process in context.processes:
-            process.terminate()
-
-    before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        while not context.join(grace_period=GRACE):
-            pass
+        with Preemption(lambda: [process.terminate() for process in context.processes]):
+            while not context.join(grace_period=GRACE):
+                pass
     except torch.multiprocessing.ProcessExitedException as end:
         if not errors.empty():
             raise UserError(errors.get()) from None
@@ -88,8 +83,6 @@ def spawn(options, processes):
             process.join(GRACE)
             process.kill()
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _spawned(rank, options, errors):

@@ -1,7 +1,9 @@
 """Errors that the user can correct. They end a command with one line and exit code 2, without a traceback."""
 
 import difflib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 
 
@@ -13,12 +15,15 @@ class UserError(Exception):
 
 
 def run_command(main: Callable[[list[str]], object], argv: list[str] | None = None) -> None:
-    """Run ``main(argv)``. A `UserError` becomes one line on stderr and exit code 2.
+    """Run ``main(argv)``. A `UserError` becomes one line on stderr and exit code 2. Ctrl-C and SIGTERM end it with one
+    line and exit code 130, unless the command handles them.
 
     Args:
         main: takes the list of command-line arguments.
         argv: default: the arguments of this process.
     """
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only there, Python receives signals
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
@@ -27,6 +32,9 @@ def run_command(main: Callable[[list[str]], object], argv: list[str] | None = No
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 def did_you_mean(word: object, known: Iterable[object]) -> str:

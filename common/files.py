@@ -2,11 +2,16 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,12 +44,12 @@ def check_can_write(path: str) -> None:
     """Check before a long computation that its result can be written to `path`. Creates the folder.
 
     Raises:
-        UserError: the path is a folder, or the folder of the file is not writable.
+        UserError: the path is a folder or a device, or the folder of the file is not writable.
     """
-    folder = os.path.dirname(os.path.abspath(path))
+    path = os.path.realpath(path)
+    folder = os.path.dirname(path)
     with writing(path):
-        if os.path.isdir(path):
-            raise IsADirectoryError(errno.EISDIR, path)
+        _check_is_file(path)
         os.makedirs(folder, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, folder)
@@ -52,20 +57,26 @@ def check_can_write(path: str) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str) -> Iterator[str]:
-    """Yield a temporary path in the folder of `path`. Rename it to `path` on success, remove it on failure.
+    """Yield a temporary path. Rename it to `path` on success, remove it on failure.
+
+    The temporary file stands in the folder of `path`. If `path` is a symbolic link, the link stays, and the file that
+    it leads to is written. Temporary files of processes that were killed are removed.
 
     Args:
         path: the file to write. Its folder is created if it is missing.
 
     Raises:
-        UserError: the disk is full, or the folder is not writable.
+        UserError: the disk is full, the folder is not writable, or `path` is neither a file nor missing.
     """
-    path = os.path.abspath(path)
+    path = os.path.realpath(path)
     temporary: str | None = None
     try:
         with writing(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f".{os.path.basename(path)}.")
+            _check_is_file(path)
+            folder, name = os.path.split(path)
+            os.makedirs(folder, exist_ok=True)
+            _remove_left_over(folder, f".{name}.")
+            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.{_own_mark()}.")
             os.close(handle)
             umask = os.umask(0)
             os.umask(umask)
@@ -77,6 +88,88 @@ def atomic_path(path: str) -> Iterator[str]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Lock a file that this process is going to write, for the duration of the block. `path` need not exist.
+
+    The lock is a file `.NAME.lock` in the same folder. It is removed at the end. The operating system releases the lock
+    of a process that was killed. A file system without locks is used without a lock.
+
+    Raises:
+        UserError: another process has locked the file, or the folder is not writable.
+    """
+    path = os.path.realpath(path)
+    folder, name = os.path.split(path)
+    lock = os.path.join(folder, f".{name}.lock")
+    with writing(path):
+        os.makedirs(folder, exist_ok=True)
+        file = _lock(lock, path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(lock)
+        file.close()
+
+
+def _lock(lock, path):
+    """Open and lock the file `lock`. Returns it."""
+    while True:
+        file = open(lock, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read(20).strip()
+            file.close()
+            raise UserError(
+                f"{path}: another run is writing this file (process {owner or 'unknown'}); wait until it ends, or give "
+                "this run another --checkpoint_dir or file name"
+            ) from None
+        except OSError:  # this file system has no locks
+            return file
+        if os.path.exists(lock) and os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+            file.truncate(0)
+            print(os.getpid(), file=file, flush=True)
+            return file
+        file.close()  # its owner has removed it in the meantime
+
+
+def _check_is_file(path: str) -> None:
+    """Check that a path is a plain file or missing, because a rename would replace a device or a pipe."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, path)
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: is a device or a pipe, expected a file; choose another file name")
+
+
+def _own_mark() -> str:
+    """Names this machine and process, in the names of its temporary files."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}-{os.getpid()}"
+
+
+def _remove_left_over(folder: str, prefix: str) -> None:
+    """Remove the temporary files and folders with this prefix whose process on this machine no longer runs."""
+    machine = _own_mark().partition("-")[0]
+    pattern = re.compile(rf"{re.escape(prefix)}{machine}-(\d{{1,9}})\.[^.]*")
+    for name in os.listdir(folder):
+        match = pattern.fullmatch(name)
+        if match and not _runs(int(match[1])):
+            left = os.path.join(folder, name)
+            with contextlib.suppress(OSError):
+                shutil.rmtree(left) if os.path.isdir(left) else os.unlink(left)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it runs, and belongs to another user
+        pass
+    return True
 
 
 @contextlib.contextmanager
@@ -96,7 +189,8 @@ def staged_folder(folder: str) -> Iterator[str]:
     try:
         with writing(folder):
             os.makedirs(folder, exist_ok=True)
-            staging = tempfile.mkdtemp(dir=folder, prefix=".writing-")
+            _remove_left_over(folder, ".writing-")
+            staging = tempfile.mkdtemp(dir=folder, prefix=f".writing-{_own_mark()}.")
             yield staging
             for name in sorted(os.listdir(staging)):
                 os.replace(os.path.join(staging, name), os.path.join(folder, name))
@@ -143,3 +237,22 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file, as a hex string."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_zip(path: str) -> None:
+    """Verify the checksums in a zip file, such as a file of `torch.save`, which torch itself does not verify.
+
+    Only the bytes that a reader ignores, such as padding, have no checksum. A file that is no zip file passes.
+
+    Raises:
+        ValueError: a checksum is wrong, or a part is compressed, which torch.save does not do.
+        zipfile.BadZipFile: the directory of the file is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in file.infolist()):
+            raise ValueError("a part of it is compressed")
+        damaged = file.testzip()
+    if damaged:
+        raise ValueError(f"the checksum of its part {damaged} is wrong")

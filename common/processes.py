@@ -6,7 +6,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from common.errors import UserError
 
 TIMEOUT = datetime.timedelta(hours=2)  # long: one process may evaluate or read files while the others wait
+_ONE_SIGNAL = 1.0  # seconds
 PREEMPTED = 75  # exit code of a run that was stopped and can be resumed (EX_TEMPFAIL of sysexits.h)
 
 
@@ -132,30 +133,46 @@ def broadcast(tensors: Iterable[torch.Tensor]) -> None:
 
 
 class Preemption:
-    """Within its block, records whether this process has received SIGTERM, for example from a scheduler.
+    """Within its block, records whether this process has received SIGTERM or SIGINT (Ctrl-C).
 
-    So all processes can stop after the same batch. Outside the main thread, Python receives no signals, and the block
-    does nothing.
+    So all processes can stop after the same batch. A second signal raises KeyboardInterrupt. Signals within a second
+    count as one, because a process may get the same Ctrl-C from the terminal and from its parent. Outside the main
+    thread, Python receives no signals, and the block does nothing.
+
+    Args:
+        then: is called at the first signal.
+
+    Attributes:
+        name: the signal that was received, None before.
     """
 
-    def __init__(self) -> None:
-        self._received = False
+    def __init__(self, then: Callable[[], object] = lambda: None) -> None:
+        self.name: str | None = None
+        self._then, self._first = then, 0.0
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
         with contextlib.suppress(ValueError):  # not in the main thread
-            self._previous_handler = signal.signal(signal.SIGTERM, self._receive)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
+                    self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(ValueError, AttributeError):
-            signal.signal(signal.SIGTERM, self._previous_handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _receive(self, number: int, frame: object) -> None:
-        self._received = True
+        now = time.monotonic()
+        if self.name is None:
+            self.name, self._first = signal.Signals(number).name, now
+            self._then()
+        elif now - self._first > _ONE_SIGNAL:
+            raise KeyboardInterrupt
 
     def requested(self, device: torch.device) -> bool:
         """Whether any process has received the signal. All processes must call this. They get the same answer."""
-        return any_process(self._received, device)
+        return any_process(self.name is not None, device)
 
 
 def gather_objects(value: Any) -> list:

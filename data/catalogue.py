@@ -123,7 +123,29 @@ def open_catalogue(
     _check_texts(folder, name, is_mixture, paths + augmented)
     _check_item_count(folder, name, is_mixture, paths[0], counts[0], width)
     catalogue = Catalogue(name, domains, counts, is_mixture, os.path.basename(paths[0]))
-    return catalogue, ItemFeatures(paths, counts, width, dtype, augmented)
+    features = ItemFeatures(paths, counts, width, dtype, augmented)
+    _check_finite(features)
+    return catalogue, features
+
+
+def _check_finite(features: ItemFeatures) -> None:
+    """Check that the features hold neither NaN nor infinite numbers.
+
+    Raises:
+        UserError: a row does.
+    """
+    found = features.first_not_finite()
+    if not found:
+        return
+    path, row = found
+    index_file = f"{path.rpartition('.')[0]}.item2index"
+    names = (
+        [name for _, _, name, index in read_index(index_file) if index == str(row)]
+        if os.path.isfile(index_file)
+        else []
+    )
+    item = f", item {names[0]!r}," if names else ""
+    raise UserError(f"{path}: row {row}{item} holds NaN or an infinite number; encode the texts again")
 
 
 def _check_same_encoder(path: str, first: str) -> None:

@@ -1,5 +1,6 @@
 """Text features of the catalogue: memory-mapped files, of which only the needed rows are read."""
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -8,7 +9,10 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from common.files import read_json
+from common.files import atomic_path, read_json
+from data.caches import cache_path, file_key
+
+_BYTES_AT_ONCE = 1 << 26  # of a feature file, while it is checked
 
 
 class ItemFeatures:
@@ -75,10 +79,42 @@ class ItemFeatures:
             for path, mapped in zip(self.paths[:n_files], self._maps[:n_files], strict=True)
         ]
 
+    def first_not_finite(self) -> tuple[str, int] | None:
+        """The first file and row with NaN or an infinite number, the row counted from 0. None if there is no such row.
+
+        A large file that holds only finite numbers is read once. A cache tells later runs that it was checked.
+        """
+        for path, mapped in zip(self.paths, self._maps, strict=True):
+            cache, key = cache_path(path, ".finite"), file_key(path)
+            if _is_noted(cache, key):
+                continue
+            rows = max(1, _BYTES_AT_ONCE // (mapped.shape[1] * mapped.itemsize))
+            for start in range(0, len(mapped), rows):
+                finite = np.isfinite(mapped[start : start + rows])
+                if not finite.all():
+                    return path, start + int(finite.all(1).argmin())
+            if len(mapped) > rows:
+                _note(cache, key)
+        return None
+
     def table(self) -> torch.Tensor:
         """The vectors of all N whole texts, [N, D]. With one domain this is the mapped file itself, without a copy."""
         tables = self.domain_tables()
         return tables[0] if len(tables) == 1 else torch.cat(tables)
+
+
+def _is_noted(cache: str, key: str) -> bool:
+    try:
+        with open(cache, encoding="utf-8") as file:
+            return file.read() == key
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _note(cache: str, key: str) -> None:
+    with contextlib.suppress(OSError, UserError):  # for example a full disk: the next run reads the file again
+        with atomic_path(cache) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            file.write(key)
 
 
 def feature_shape(path: str, plm_size: int) -> tuple[int, int, str]:

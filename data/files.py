@@ -1,6 +1,5 @@
 """Loading `.inter` files as `Sequences`, with a cache."""
 
-import hashlib
 import os
 from typing import TYPE_CHECKING
 
@@ -9,6 +8,7 @@ import torch
 
 from common.errors import UserError
 from common.files import atomic_path
+from data.caches import cache_path, file_key
 from data.inter_files import read_chunks
 from data.sequences import DOMAIN_STRIDE, Sequences, fold_rows
 
@@ -32,9 +32,8 @@ def load_sequences(path: str, catalogue: "Catalogue", is_mixture: bool, show_pro
     """
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; a data set needs NAME.train.inter, NAME.valid.inter, NAME.test.inter")
-    status = os.stat(path)
-    key = f"{_CACHE_VERSION} {os.path.abspath(path)} {status.st_size} {status.st_mtime_ns} {catalogue.counts}"
-    cache = _cache_path(path)
+    key = f"{_CACHE_VERSION} {file_key(path)} {catalogue.counts}"
+    cache = cache_path(path, ".pt")
     cached = _read_cache(cache, key)
     if cached is not None:
         return cached
@@ -61,17 +60,7 @@ def _parse(path: str, catalogue: "Catalogue", is_mixture: bool, show_progress: b
     if not parts:
         raise UserError(f"{path}: holds no rows after its header; expected one row per history and target")
     users, lengths, histories, targets = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return fold_rows(users, lengths, histories, targets)
-
-
-def _cache_path(path: str) -> str:
-    """Beside the data if that folder is writable, else in the user's own cache folder."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.access(folder, os.W_OK):
-        return os.path.join(folder, ".unisrec-cache", os.path.basename(path) + ".pt")
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    name = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:16]
-    return os.path.join(home, "unisrec", f"{name}-{os.path.basename(path)}.pt")
+    return fold_rows(users, lengths, histories, targets, show_progress=show_progress)
 
 
 def _read_cache(cache: str, key: str) -> Sequences | None:

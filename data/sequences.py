@@ -8,6 +8,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 # Users and items of mixtures are numbered within their domain. One int64 holds both: domain * DOMAIN_STRIDE + index.
 DOMAIN_STRIDE = 1 << 32
@@ -88,7 +89,12 @@ def concatenated_ranges(sizes: np.ndarray) -> np.ndarray:
 
 
 def fold_rows(
-    users: np.ndarray, lengths: np.ndarray, tokens: np.ndarray, targets: np.ndarray, cut_length: int | None = None
+    users: np.ndarray,
+    lengths: np.ndarray,
+    tokens: np.ndarray,
+    targets: np.ndarray,
+    cut_length: int | None = None,
+    show_progress: bool = False,
 ) -> Sequences:
     """Fold rows (history -> target) into sequences.
 
@@ -104,6 +110,7 @@ def fold_rows(
         tokens: int32 [sum of lengths], the histories, one after another, oldest item first.
         targets: int32 [R], the item to predict.
         cut_length: the history length at which the file was cut. Default: its longest history.
+        show_progress: show a progress bar if users whose rows form no single chain take more than a second.
 
     Returns:
         The sequences, in the order in which their users first occur.
@@ -124,8 +131,10 @@ def fold_rows(
 
     regular_rows = np.flatnonzero(~irregular[user_of_row])
     folded = [_fold_chains(rows.take(regular_rows), shifted[regular_rows])]
-    for user in np.flatnonzero(irregular):
-        folded.append(_fold_one_user(rows, range(first_row[user], last_row[user])))
+    rest = len(rows.users) - len(regular_rows)
+    with tqdm(total=rest, desc="Folding", unit="row", delay=1, disable=None if show_progress else True) as bar:
+        for user in np.flatnonzero(irregular):
+            folded.append(_fold_one_user(rows, slice(first_row[user], last_row[user]), bar))
     return _join(folded, rows.users[first_row], cut_length)
 
 
@@ -243,32 +252,56 @@ def _fold_chains(rows: _Rows, shifted: np.ndarray) -> _Folded:
     return _Folded(users[first], lengths, items, weights)
 
 
-def _fold_one_user(rows: _Rows, numbers: range) -> _Folded:
-    """Fold the rows of a user (longest first) that do not form one chain. Slow, but few users have such rows."""
-    sequences: list[np.ndarray] = []
-    weights: list[np.ndarray] = []
-    for number in numbers:
-        row = rows.items[rows.starts[number] : rows.starts[number] + rows.sizes[number]]
-        for sequence, weight in zip(sequences, weights, strict=True):
-            if np.array_equal(sequence[: len(row)], row):
-                weight[len(row) - 1] += 1
-                break
-        else:
-            sequences.append(row)
-            weights.append(np.zeros(len(row), np.uint32))
-            weights[-1][-1] = 1
-    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    users = np.full(len(lengths), rows.users[numbers[0]], np.int64)
-    return _Folded(users, lengths, np.concatenate(sequences), np.concatenate(weights))
+def _fold_one_user(rows: _Rows, numbers: slice, bar: tqdm) -> _Folded:
+    """Fold the rows of a user (longest first) that do not form one chain.
+
+    A row becomes a position of the first row that begins with it. Often this is the row itself: a new sequence.
+    """
+    starts, sizes = rows.starts[numbers], rows.sizes[numbers]
+    ends = (starts + sizes).tolist()
+    texts = [rows.items[start:end].tobytes() for start, end in zip(starts.tolist(), ends, strict=True)]
+    first = _first_that_begins_with(texts, bar)
+    new = np.flatnonzero(first == np.arange(len(first)))
+    lengths = sizes[new]
+    offsets = np.cumsum(lengths) - lengths
+    target = offsets[np.searchsorted(new, first)] + sizes - 1
+    weights = np.bincount(target, minlength=lengths.sum()).astype(np.uint32)
+    items = np.frombuffer(b"".join(texts[row] for row in new.tolist()), rows.items.dtype)
+    return _Folded(rows.users[numbers][new], lengths, items, weights)
+
+
+def _first_that_begins_with(texts: list[bytes], bar: tqdm) -> np.ndarray:
+    """For each text, the first text of the list that begins with it, int64.
+
+    When the texts are sorted, those that begin with a text stand directly behind it. So each text is compared only with
+    the one before it and the beginnings of that one.
+    """
+    first = list(range(len(texts)))
+    open_texts: list[int] = []  # each begins with the one before it
+    for text in sorted(reversed(range(len(texts))), key=texts.__getitem__):  # of equal texts, the first comes last
+        while open_texts and not texts[text].startswith(texts[open_texts[-1]]):
+            _close_last(open_texts, first)
+        open_texts.append(text)
+        bar.update()
+    while open_texts:
+        _close_last(open_texts, first)
+    return np.array(first)
+
+
+def _close_last(open_texts: list[int], first: list[int]) -> None:
+    """All texts that begin with the last open text are known. They also begin with the one before it."""
+    last = open_texts.pop()
+    if open_texts:
+        first[open_texts[-1]] = min(first[open_texts[-1]], first[last])
 
 
 def _join(folded: list[_Folded], user_order: np.ndarray, cut_length: int) -> Sequences:
     """Concatenate folded sequences and put the users into the order in which they first occur (`user_order`)."""
     users, lengths, items, weights = (np.concatenate(parts) for parts in zip(*folded, strict=True))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    if len(folded) > 1:
-        by_number = np.argsort(user_order, kind="stable")
-        rank = by_number[np.searchsorted(user_order[by_number], users)]
+    by_number = np.argsort(user_order, kind="stable")
+    rank = by_number[np.searchsorted(user_order[by_number], users)]
+    if np.any(rank[1:] < rank[:-1]):
         order = np.argsort(rank, kind="stable")
         source = np.repeat(offsets[:-1][order], lengths[order]) + concatenated_ranges(lengths[order])
         users, lengths, items, weights = users[order], lengths[order], items[source], weights[source]

@@ -3,6 +3,7 @@
 import collections
 import glob
 import logging
+import math
 import os
 import pickle
 import re
@@ -14,10 +15,10 @@ import torch
 from numpy._core.multiarray import scalar
 
 from common.errors import UserError
-from common.files import atomic_path
+from common.files import atomic_path, check_zip
 from data.features import made_by_suffix
 from engine.bundle import read_bundle
-from engine.settings import RECIPES, check_predictions_per_row, props_file, read_yaml
+from engine.settings import RECIPES, check_predictions_per_row, check_stored, props_file, read_yaml
 
 FORMAT = "unisrec-1"
 _EXPERT = "moe_adaptor.experts"
@@ -44,7 +45,9 @@ PUBLISHED = "published"  # the recipe of checkpoints that do not name theirs
 _BEFORE = {"pretrain_loss": "contrastive", "train_fraction": 1.0, "holdout_items": 0.0}
 _BEFORE |= {"unseen_negatives": True, "unseen_bias": 0.0}
 # settings that may differ between the parts of a run
-_NOT_OF_A_RUN = dict.fromkeys(("epochs", "resume", "show_progress", "device", "checkpoint_dir", "data_path"))
+_NOT_OF_A_RUN = dict.fromkeys(
+    ("epochs", "resume", "show_progress", "device", "checkpoint_dir", "data_path", "allow_changed_data")
+)
 logger = logging.getLogger(__name__)
 
 
@@ -101,12 +104,13 @@ def read_checkpoint(path):
             "create one with python pretrain.py"
         )
     try:
+        check_zip(path)
         content = torch.load(path, map_location="cpu", pickle_module=_data_only_pickle(), weights_only=False)
     except Exception as error:  # a damaged pickle can raise any exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path}: cannot be read as a checkpoint ({os.path.getsize(path)} bytes; {reason}); "
-            "it is truncated or not a checkpoint; download or create it again"
+            "it is damaged, truncated or not a checkpoint; download or create it again"
         ) from None
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(map(_is_named_tensor, state.items())):
@@ -137,7 +141,8 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
         path: the file, for messages.
 
     Raises:
-        UserError: the user has set one of the settings of `SHAPE` to another value.
+        UserError: the user has set one of the settings of `SHAPE` to another value, or a value of the checkpoint is not
+            allowed.
     """
     found = _recipe_of(checkpoint) if "recipe" in config else {}  # a baseline has none
     recipe = {key: value for key, value in found.items() if key not in config.given}
@@ -152,6 +157,7 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
             "leave it out, its value is taken from the checkpoint"
         )
     for key, value in adopted.items():
+        check_stored(key, value, f"{path}: its setting {key}")
         config[key] = value
     if adopted:
         logger.info("settings from %s: %s", path, ", ".join(f"{key} {value}" for key, value in adopted.items()))
@@ -164,7 +170,7 @@ def adopt_settings(config, checkpoint: dict, path: str) -> None:
 def _recipe_of(checkpoint):
     """The settings that follow from the recipe that a checkpoint names. Returns a dict."""
     recipe = stored_settings(checkpoint).get("recipe", PUBLISHED)
-    return read_yaml(props_file(RECIPES[recipe])) if recipe in RECIPES else {"recipe": recipe}
+    return read_yaml(props_file(RECIPES[recipe])) if str(recipe) in RECIPES else {"recipe": str(recipe)}
 
 
 def _shape_of(checkpoint, recipe):
@@ -232,11 +238,29 @@ def changed_settings(checkpoint, config):
     return {key: (then.get(key), now.get(key)) for key in sorted(then | now) if then.get(key) != now.get(key)}
 
 
+def has_epochs(pattern: str) -> bool:
+    """Whether the name of a checkpoint file has a place for the epoch, `{epoch}`. Then every checkpoint is kept."""
+    return "{epoch}" in os.path.basename(pattern)
+
+
+def epoch_path(pattern: str, epoch: int | str) -> str:
+    """The path of the checkpoint of an epoch: `{epoch}` in the name of the file is replaced. Other braces stay."""
+    before, _, after = pattern.rpartition("{epoch}")
+    return f"{before}{epoch}{after}" if has_epochs(pattern) else pattern
+
+
+def epoch_files(pattern: str) -> list[str]:
+    """The existing checkpoints of all epochs."""
+    return glob.glob(
+        "*".join(map(glob.escape, pattern.rsplit("{epoch}", 1))) if has_epochs(pattern) else glob.escape(pattern)
+    )
+
+
 def latest_of_run(pattern, config, since):
     """The most advanced checkpoint from which a training with the same settings can be continued.
 
     Args:
-        pattern (str): the path of the checkpoints, with `{epoch}` for the epoch.
+        pattern (str): see `epoch_path`.
         config (Config): the settings of the training. The number of epochs may differ from that of the checkpoint.
         since (float): seconds since 1970. Files that are older belong to another run.
 
@@ -244,12 +268,13 @@ def latest_of_run(pattern, config, since):
         str or None
     """
     found = []
-    for path in glob.glob(glob.escape(pattern).replace("{epoch}", "*")):
+    for path in epoch_files(pattern):
         if os.path.getmtime(path) < since:
             continue
         try:
+            check_zip(path)
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except Exception:  # unreadable: skip it
+        except Exception:  # unreadable or damaged: skip it
             continue
         if content.get("format") == FORMAT and "optimizer" in content:
             if not changed_settings(content, config) and content["epoch"] < config["epochs"]:
@@ -398,9 +423,27 @@ class Inert:
         self.__dict__.setdefault("values", []).extend(values)
 
 
+def _rebuild_tensor(storage, offset, size, stride, *more):
+    """torch's function for the tensors of a file, for tensors that lie within their storage.
+
+    torch enlarges the storage of a tensor that is too large for it, as far as the memory goes.
+
+    Raises:
+        ValueError: the tensor reaches beyond its storage, or its elements share memory (a stride of 0).
+    """
+    places = [offset, *size, *stride]
+    if not all(type(place) is int and place >= 0 for place in places) or len(size) != len(stride):
+        raise ValueError(f"a tensor has the offset {offset}, the sizes {size} and the strides {stride}")
+    count, held = math.prod(size), len(storage)
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    if count and (last >= held or count > held):
+        raise ValueError(f"a tensor has {count} numbers up to place {last}, its storage has {held}")
+    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, *more)
+
+
 _ALLOWED = {
     ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,

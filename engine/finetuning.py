@@ -1,5 +1,6 @@
 """Training and evaluation on one data set, for UniSRec in its fine-tuning stages and for baselines."""
 
+import contextlib
 import logging
 import os
 
@@ -7,7 +8,7 @@ import numpy as np
 from recbole.data.utils import get_dataloader
 
 from baselines import entry
-from common.files import check_can_write
+from common.files import check_can_write, locked
 from common.processes import is_main, rank
 from engine.building import build_model, open_dataset, sequence_batches, set_seeds, start_history
 from engine.checkpoint import adopt_settings, check_features, load_weights, read_checkpoint
@@ -15,9 +16,18 @@ from engine.evaluate import Evaluation
 from engine.groups import format_groups, group_metrics
 from engine.item_to_item import add_item_to_item
 from engine.ranks_file import write_ranks
-from engine.reporting import Stopwatch, report_settings, result_path, start_logging, text_encoder, write_result
+from engine.reporting import (
+    Stopwatch,
+    remove_old_result,
+    report_settings,
+    result_path,
+    start_logging,
+    text_encoder,
+    write_result,
+)
 from engine.runs import identify
-from engine.trainer import Progress, Trainer
+from engine.trainer import Trainer
+from engine.training_state import Progress
 from layers.encoder import AllPositions
 
 logger = logging.getLogger(__name__)
@@ -134,12 +144,22 @@ def train_and_test(config, model, batches, evaluation, name, run, watch, item_to
     `start` holds the metrics of the initial weights on valid. They are the result if no epoch is better.
 
     The file names are `name`-ID, where ID is the id of `run` (an `engine.runs.Run`). No other run has these file names.
+    They are locked, so that the same run cannot be started twice at the same time.
     """
     path = os.path.join(config["checkpoint_dir"], f"{name}-{run.id}.pth")
+    files = [path, result_path(config, path), *filter(None, [config["ranks_file"]])]
+    for file in files:
+        check_can_write(file)
+    with contextlib.ExitStack() as locks:
+        if is_main():
+            for file in dict.fromkeys(map(os.path.realpath, files)):
+                locks.enter_context(locked(file))
+            remove_old_result(result_path(config, path), run.id)
+        return _train_and_test(config, model, batches, evaluation, path, run, watch, item_tokens, start)
+
+
+def _train_and_test(config, model, batches, evaluation, path, run, watch, item_tokens, start):
     show = bool(config["show_progress"])
-    check_can_write(result_path(config, path))
-    if config["ranks_file"]:
-        check_can_write(config["ranks_file"])
     set_seeds(config["seed"], rank())
     progress = Progress(best_metrics=start)
     if config["epochs"] > 0:

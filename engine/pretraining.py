@@ -1,11 +1,13 @@
 """Pre-training, for UniSRec and for baselines that have such a stage."""
 
+import contextlib
 import os
 
 from common.errors import UserError
+from common.files import locked
 from common.processes import from_main, is_main, process_group, rank
 from engine.building import build_model, open_dataset, sequence_batches, set_seeds, start_history
-from engine.checkpoint import adopt_settings, check_features, latest_of_run, load_weights, read_checkpoint
+from engine.checkpoint import adopt_settings, check_features, epoch_path, latest_of_run, load_weights, read_checkpoint
 from engine.reporting import report_settings, start_logging
 from engine.runs import identify
 from engine.trainer import Trainer
@@ -66,5 +68,6 @@ def _pretrain(config, first_start):
         trainer.resume(checkpoint, resume)
     else:
         start_history(model, batches)
-    trainer.fit(batches, save_step=config["save_step"])
-    return path.format(epoch=config["epochs"])
+    with locked(path) if is_main() else contextlib.nullcontext():
+        trainer.fit(batches, save_step=config["save_step"])
+    return epoch_path(path, config["epochs"])

@@ -12,7 +12,7 @@ import recbole
 import torch
 
 from common.errors import UserError
-from common.files import read_json, write_json
+from common.files import read_json, write_json, writing
 from common.processes import is_main
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def write_result(
     text_encoder: dict | None,
     **more,
 ) -> dict:
-    """Write the result file of a run. If this replaces the result of another run, the log says so.
+    """Write the result file of a run.
 
     Args:
         path: the file.
@@ -114,10 +114,24 @@ def write_result(
         "settings": config.plain(),
     }
     if is_main():
-        other = _other_run(path, run)
         write_json(path, result)
-        logger.info("result: %s%s", path, f" (replaces that of {other})" if other else "")
+        logger.info("result: %s", path)
     return result
+
+
+def remove_old_result(path: str, run: str) -> None:
+    """Remove an earlier result file before a run starts, so that none stands beside the checkpoint of a later run.
+
+    Args:
+        path: the result file. It need not exist.
+        run: the id of the run that starts. If the result is that of another run, the log says so.
+    """
+    if os.path.exists(path):
+        other = _other_run(path, run)
+        with writing(path):
+            os.unlink(os.path.realpath(path))
+        if other:
+            logger.info("result: %s (removed that of %s)", path, other)
 
 
 def _other_run(path, run):

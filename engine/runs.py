@@ -41,15 +41,17 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The identity of a run. Its checkpoints store both attributes, as `run` and `run_start`.
+    """The identity of a run. Its checkpoints store the attributes, as `run`, `run_start` and `run_data`.
 
     Attributes:
         id: hexadecimal digits.
         start: a hash of the weights that the run started from, None for new weights.
+        data: a hash of the data.
     """
 
     id: str
     start: str | None = None
+    data: str | None = None
 
 
 def identify(config, dataset: UniSRecDataset, checkpoint: Mapping | None = None, resume: bool = False) -> Run:
@@ -64,10 +66,11 @@ def identify(config, dataset: UniSRecDataset, checkpoint: Mapping | None = None,
     """
     run = None
     if is_main():
-        basis = _basis(config, dataset)
-        run = _make_run(basis, _weights_hash(checkpoint) if checkpoint else None)
+        data = _data_hash(dataset, SPLITS[:1] if config["train_stage"] == "pretrain" else SPLITS)
+        basis = _basis(config, data)
+        run = _make_run(basis, _weights_hash(checkpoint) if checkpoint else None, data)
         if resume and checkpoint:
-            resumed = _make_run(basis, checkpoint.get("run_start"))
+            resumed = _make_run(basis, checkpoint.get("run_start"), data)
             run = resumed if resumed.id == checkpoint.get("run") else run
         logger.info("run %s", run.id)
     return from_main(run)
@@ -75,8 +78,6 @@ def identify(config, dataset: UniSRecDataset, checkpoint: Mapping | None = None,
 
 def check_files(paths: Iterable[str], run: Run, config) -> None:
     """Check before a training that it will replace no checkpoint of another run.
-
-    There is no lock: if two runs write the same files at the same time, both may pass this check.
 
     Args:
         paths: the checkpoints that the run may write. They need not exist.
@@ -106,16 +107,14 @@ def _difference(content, config):
     return f"run {content['run']}: {'; '.join(changed[:3]) or 'the data, the code or the initial weights differ'}"
 
 
-def _make_run(basis, start):
-    return Run(hashlib.sha256(f"{basis} {start}".encode()).hexdigest()[:_DIGITS], start)
+def _make_run(basis, start, data):
+    return Run(hashlib.sha256(f"{basis} {start}".encode()).hexdigest()[:_DIGITS], start, data)
 
 
-def _basis(config, dataset):
+def _basis(config, data):
     """Everything that determines the result, apart from the initial weights, as a str."""
-    pretraining = config["train_stage"] == "pretrain"
-    left_out = NO_EFFECT | (_LENGTH if pretraining else set())
+    left_out = NO_EFFECT | (_LENGTH if config["train_stage"] == "pretrain" else set())
     settings = {key: value for key, value in config.plain().items() if key not in left_out}
-    data = _data_hash(dataset, SPLITS[:1] if pretraining else SPLITS)
     return f"{json.dumps(settings, sort_keys=True)} {data} {_code_hash(config.model_class)}"
 
 

@@ -34,7 +34,7 @@ RECIPES = {"published": "published.yaml"}  # files of settings for --config_file
 SHORT = {"-d": "dataset", "-m": "model", "-p": "pretrained", "-f": "fix_enc"}  # the same in every command
 # Settings that do not change the result of a run, and paths. What a path leads to is part of a run by its content
 NO_EFFECT = {"checkpoint_dir", "data_path", "pre_model_path", "pretrained", "ranks_file", "result_file", "resume"}
-NO_EFFECT |= {"bundle", "device", "gpu_id", "groups", "local_rank", "show_progress", "use_gpu"}
+NO_EFFECT |= {"allow_changed_data", "bundle", "device", "gpu_id", "groups", "local_rank", "show_progress", "use_gpu"}
 # keys that RecBole reads, but that have no default in its YAML files
 _RECBOLE_EXTRAS = {"reg_weight", "loss_type"}
 _RECBOLE_FILES = ("overall.yaml", "dataset/sample.yaml", "quick_start_config/sequential.yaml")
@@ -340,6 +340,18 @@ def _settings_of_props():
     """The settings of all files of props/ that any command reads, as each file declares them."""
     names = dict.fromkeys(sum(COMMAND_PROPS.values(), ()))
     return [setting for name in names for setting in read_settings(props_file(name)).values()]
+
+
+def check_stored(key: str, value: Any, where: str) -> None:
+    """Check a setting of props/ that a file other than YAML stores.
+
+    Raises:
+        UserError: the value is of another kind, or outside the range.
+    """
+    for setting in _settings_of_props():
+        if setting.key == key and setting.declared:
+            setting.check(value, where)
+            return
 
 
 def check_predictions_per_row(given, settings):

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import glob
 import inspect
 import logging
 import math
@@ -13,50 +12,27 @@ from typing import Any, cast
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import writing
 from common.processes import PREEMPTED, Preemption, any_process, broadcast, gather_objects, is_main, rank, world_size
-from engine.checkpoint import changed_settings, save_checkpoint
-from engine.optimizer import group_settings, make_optimizer
+from engine.checkpoint import changed_settings, epoch_files, epoch_path, has_epochs, save_checkpoint
+from engine.optimizer import make_optimizer
 from engine.runs import Run, check_files
+from engine.training_state import Progress, check_training_state, load_optimizer
 
 # The settings that determine the order of the data in an epoch. A training that was stopped within an epoch can only be
 # continued in the same order.
 _ORDER = {"dataset", "seed", "train_batch_size", "predictions_per_row", "MAX_ITEM_LIST_LENGTH"}
 _ORDER |= {"train_fraction", "holdout_items"}
 _FIXED = ("learner", "pretrain_loss")  # no training can be continued with another value
-_STOPPED = "{epoch}-stopped"  # replaces the epoch in the name of a checkpoint that was saved within the next epoch
+# They replace the epoch in the name of a checkpoint that was saved within the next epoch
+_STOPPED, _FAILED = "{epoch}-stopped", "{epoch}-failed"
+_LARGEST_WEIGHT = 1e18  # the squares of larger numbers are no float32
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass
-class Progress:
-    """The progress of a training. Its checkpoints store it.
-
-    Attributes:
-        epoch: number of completed epochs.
-        batch: number of completed batches of the next epoch; above 0 if the training was stopped within it.
-        best_epoch: the epoch with the best score on valid so far, None before the first evaluation.
-        best_score: the score of that epoch, larger is better.
-        best_metrics: all metrics of that epoch.
-        waited: number of evaluations since the best one.
-        predictions: number of training predictions so far, in all processes.
-        train_seconds, valid_seconds: time spent so far.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    best_epoch: int | None = None
-    best_score: float = -math.inf
-    best_metrics: dict | None = None
-    waited: int = 0
-    predictions: int = 0
-    train_seconds: float = 0.0
-    valid_seconds: float = 0.0
 
 
 class Trainer:
@@ -66,7 +42,7 @@ class Trainer:
         config: the settings. `epochs`, `learner`, `learning_rate`, `weight_decay`, `clip_grad_norm`, `enable_amp` and
             `accumulate` are read, and for validation `valid_metric`, `eval_step` and `stopping_step`.
         model: a module with RecBole's `calculate_loss(batch)`.
-        path: the checkpoint file. If the path contains `{epoch}`, every checkpoint is kept, and a training can be
+        path: the checkpoint file. If its name contains `{epoch}`, every checkpoint is kept, and a training can be
             continued from each of them.
         item_tokens: the raw id of each row of the id embedding, stored in the checkpoints.
         run: the identity of the run, stored in the checkpoints.
@@ -94,7 +70,7 @@ class Trainer:
         self.loss_of = _Loss(model) if world_size() == 1 else _distributed(_Loss(model))
         self.resumed_from: str | None = None  # a checkpoint, which the run may replace
         self.tensorboard = None  # the writer while `fit` runs, in the main process only
-        self.preemption = Preemption()
+        self.preemption = Preemption(_tell_that_it_stops)
         _check_clipping(config["clip_grad_norm"])
         if config["accumulate"] > 1 and not hasattr(model, "represent"):
             raise UserError(f"option --accumulate: {config['model']} cannot compute a batch in parts; expected 1")
@@ -119,8 +95,8 @@ class Trainer:
         Raises:
             UserError: the training would replace a checkpoint of another run, a file cannot be written, or the loss is
                 not finite.
-            SystemExit: any process received SIGTERM. The code is `PREEMPTED`. Without `validate`, a checkpoint was
-                saved from which the training can be continued.
+            SystemExit: any process received SIGTERM or Ctrl-C. The code is `PREEMPTED`. Without `validate`, a
+                checkpoint was saved from which the training can be continued.
         """
         if self.run and validate is None and is_main():
             check_files(self._files_to_replace(save_step), self.run, self.config)
@@ -142,6 +118,7 @@ class Trainer:
             self.progress.epoch, self.progress.batch = epoch + 1, 0
             if validate is None:
                 if self._saves_after(epoch + 1, save_step):
+                    self.check_weights()
                     self.save(self._epoch_path(epoch + 1))
             elif epoch + 1 == last or (epoch + 1) % self.config["eval_step"] == 0:
                 self._validate(validate)
@@ -150,6 +127,7 @@ class Trainer:
 
     def _validate(self, validate):
         """Evaluate the weights of the last completed epoch on valid."""
+        self.check_weights()
         start = time.perf_counter()
         metrics = validate(self.model)
         self.progress.valid_seconds += time.perf_counter() - start
@@ -164,6 +142,8 @@ class Trainer:
         """Load the weights of the best epoch. The main process reads the file and sends the weights to the others."""
         if is_main():
             best = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
+            if self.run and best.get("run") != self.run.id:
+                raise UserError(f"{self.path}: was replaced by another run; give each run its own --checkpoint_dir")
             self.model.load_state_dict(best["state_dict"])
         broadcast(self.model.state_dict().values())
 
@@ -202,24 +182,26 @@ class Trainer:
         return loss
 
     def _save_and_exit(self):
-        """Exit after SIGTERM. A training without validation first saves a checkpoint from which it can be continued."""
+        """Exit after a signal. A training without validation first saves a checkpoint to continue from."""
         where = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch}"
-        if "{epoch}" not in self.path:
+        by = self.preemption.name or "a signal to another process"
+        if not has_epochs(self.path):
             best = f"the best epoch so far is in {self.path}" if self.progress.best_metrics else "nothing is saved yet"
-            logger.info("stopped by SIGTERM in %s; %s", where, best)
+            logger.info("stopped by %s in %s; %s", by, where, best)
             raise SystemExit(PREEMPTED)
         path = self._epoch_path(_STOPPED.format(epoch=self.progress.epoch))
         self.save(path)
         gather_objects(None)  # if one process exits first, the others are killed. Wait until the file is saved
-        logger.info("stopped by SIGTERM in %s; continue with --resume=%s", where, path)
+        logger.info("stopped by %s in %s; continue with --resume=%s", by, where, path)
         raise SystemExit(PREEMPTED)
 
     def train_step(self, batch) -> float:
         """Make one step of the optimizer. Returns the loss.
 
         Raises:
-            UserError: the loss is not finite, in this process or in another.
+            UserError: the loss or the norm of the gradients is not finite, in this process or in another.
         """
+        before = self._generators()
         self.optimizer.zero_grad(set_to_none=True)
         if self.config["accumulate"] > 1:  # also for one part: all processes must communicate in the same order
             parts = [part.to(self.device) for part in batch.split(self.config["accumulate"])]
@@ -228,17 +210,57 @@ class Trainer:
             with self._autocast():
                 loss = self.loss_of(batch.to(self.device))
             loss.backward()
-        if self.config["clip_grad_norm"]:
-            clip_grad_norm_(self.model.parameters(), **self.config["clip_grad_norm"])
-        value = loss.item()
-        if any_process(not math.isfinite(value), self.device):
-            found = "not finite in another process" if math.isfinite(value) else value
-            raise UserError(
-                f"the loss is {found} in epoch {self.progress.epoch + 1}; "
-                "set a lower --learning_rate or --clip_grad_norm='{max_norm: 1.0}'"
-            )
+        value, norm = torch.stack([loss.detach().float(), self._gradient_norm()]).tolist()
+        if any_process(not math.isfinite(value + norm), self.device):
+            self._stop_at_step(value, norm, before)
         self.optimizer.step()
         return value
+
+    def _gradient_norm(self):
+        """The norm of all gradients before they are clipped, float32 []."""
+        if self.config["clip_grad_norm"]:
+            return clip_grad_norm_(self.model.parameters(), **self.config["clip_grad_norm"]).float()
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        return get_total_norm([each.coalesce().values() if each.is_sparse else each for each in gradients]).float()
+
+    def _stop_at_step(self, loss, norm, generators):
+        """Stop before a step with NaN or infinite numbers. If the training can be resumed, save what repeats the step.
+
+        Args:
+            loss, norm: of this process.
+            generators: the states of the random generators before the step.
+
+        Raises:
+            UserError: always.
+        """
+        found = [f"the {what} is {x}" for what, x in (("loss", loss), ("gradient norm", norm)) if not math.isfinite(x)]
+        where = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}"
+        again = ""
+        if has_epochs(self.path):
+            path = self._epoch_path(_FAILED.format(epoch=self.progress.epoch))
+            self._set_generators(generators)
+            self.save(path)
+            gather_objects(None)  # if one process exits first, the others are killed. Wait until the file is saved
+            again = f"; --resume={path} repeats this step"
+        raise UserError(
+            f"{' and '.join(found) or 'the loss or the gradient norm of another process is not finite'} in {where}; "
+            "set a lower --learning_rate or --clip_grad_norm='{max_norm: 1.0}'" + again
+        )
+
+    def check_weights(self) -> None:
+        """Check that no weight is NaN or larger than `_LARGEST_WEIGHT`.
+
+        Raises:
+            UserError: a weight is not.
+        """
+        for name, parameter in self.model.named_parameters():
+            extremes = [float(value) for value in torch.aminmax(parameter.detach())] if parameter.numel() else [0.0]
+            wrong = [value for value in extremes if not abs(value) < _LARGEST_WEIGHT]
+            if wrong:
+                raise UserError(
+                    f"the weights {name} hold {wrong[0]} after {self.progress.epoch} epochs; nothing is saved of them; "
+                    "set a lower --learning_rate or --clip_grad_norm='{max_norm: 1.0}'"
+                )
 
     def _autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bool(self.config["enable_amp"]))
@@ -315,7 +337,7 @@ class Trainer:
     # -- checkpoints --------------------------------------------------------------------------------------------
 
     def _epoch_path(self, epoch):
-        return self.path.format(epoch=epoch)
+        return epoch_path(self.path, epoch)
 
     def _saves_after(self, epoch, save_step):
         """Whether a training without validation saves a checkpoint after this epoch."""
@@ -326,7 +348,7 @@ class Trainer:
         done, last = self.progress.epoch, self.config["epochs"]
         names: set[int | str] = {epoch for epoch in range(done + 1, last + 1) if self._saves_after(epoch, save_step)}
         names |= {_STOPPED.format(epoch=epoch) for epoch in range(done, last)}
-        found = set(glob.glob(glob.escape(self.path).replace("{epoch}", "*")))
+        found = set(epoch_files(self.path))
         return {self._epoch_path(name) for name in names} & found - {self.resumed_from}
 
     def save(self, path: str, optimizer: bool = True, epoch: int | None = None) -> None:
@@ -339,7 +361,7 @@ class Trainer:
         """
         more: dict[str, Any] = {"progress": dataclasses.asdict(self.progress)}
         if self.run:
-            more.update(run=self.run.id, run_start=self.run.start)
+            more.update(run=self.run.id, run_start=self.run.start, run_data=self.run.data)
         if optimizer:
             more.update(optimizer=self.optimizer.state_dict(), generators=gather_objects(self._generators()))
         if not is_main():
@@ -357,27 +379,28 @@ class Trainer:
             path: the file of the checkpoint, for messages.
 
         Raises:
-            UserError: the checkpoint has no optimizer state, or that of another optimizer; or it was saved within an
-                epoch, and the order of the data would be another one now; or its training is complete.
+            UserError: the checkpoint has no optimizer state, or that of another optimizer; or the data have changed; or
+                it was saved within an epoch, and the order of the data would be another one now; or its training is
+                complete.
         """
         if not {"optimizer", "generators", "progress"} <= checkpoint.keys():
             raise UserError(f"{path}: cannot be resumed, it holds weights only; expected one that pretrain.py saved")
-        progress, changed = Progress(**checkpoint["progress"]), changed_settings(checkpoint, self.config)
+        progress = check_training_state(checkpoint, path)
+        changed = changed_settings(checkpoint, self.config)
         for key in (key for key in _FIXED if key in changed):
             then, now = changed[key]
             raise UserError(f"{path}: was trained with {then}, not {now}; set --{key}={then}")
         for key in sorted(changed.keys() & _ORDER) if progress.batch else ():
             then, now = changed[key]
             raise UserError(f"{path}: was stopped within an epoch, with {key} {then}, not {now}; set --{key}={then}")
-        if checkpoint["epoch"] >= self.config["epochs"]:
+        if progress.epoch >= self.config["epochs"]:
             raise UserError(
-                f"{path}: has completed {checkpoint['epoch']} epochs, but --epochs is {self.config['epochs']}; "
+                f"{path}: has completed {progress.epoch} epochs, but --epochs is {self.config['epochs']}; "
                 "set a larger --epochs"
             )
+        self._check_data(checkpoint.get("run_data"), path)
         self.resumed_from = path
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        for group in self.optimizer.param_groups:
-            group.update(group_settings(self.config))
+        load_optimizer(self.optimizer, checkpoint["optimizer"], path)
         if changed:
             told = ", ".join(f"{key} {then} -> {now}" for key, (then, now) in changed.items())
             logger.info("settings changed since %s: %s", path, told)
@@ -389,6 +412,25 @@ class Trainer:
             logger.info("saved by %s processes, now %s: dropout and noise differ", len(generators), world_size())
         within = f" and {self.progress.batch} batches" if self.progress.batch else ""
         logger.info("continuing after epoch %d%s", self.progress.epoch, within)
+
+    def _check_data(self, then, path):
+        """Check that the data are those of the checkpoint, unless the user allows others. `then` is their hash."""
+        if not self.run or self.run.data == then:
+            return
+        if then is None:
+            logger.info("%s does not say which data it was trained on; they are not compared", path)
+        elif self.config["allow_changed_data"]:
+            logger.warning("warning: the data have changed since %s was saved; going on with those of today", path)
+        else:
+            raise UserError(
+                f"{path}: was trained on other data than those of {self.config['dataset']} today (interactions or text "
+                "features differ); bring them back, start anew, or go on with --allow_changed_data"
+            )
+
+
+def _tell_that_it_stops():
+    if is_main():
+        logger.info("stopping after this step; a second signal stops at once")
 
 
 def _mean_loss(steps):
@@ -456,8 +498,12 @@ def _open_tensorboard(config, path):
 
 def _check_clipping(arguments):
     """Check that `clip_grad_norm` holds arguments of torch's `clip_grad_norm_`."""
+    arguments = arguments or {"max_norm": 1.0}
     try:
-        inspect.signature(clip_grad_norm_).bind([], **(arguments or {"max_norm": 1.0}))
+        inspect.signature(clip_grad_norm_).bind([], **arguments)
+        for key in arguments.keys() & {"max_norm", "norm_type"}:
+            if not 0 < arguments[key] or key == "max_norm" and math.isinf(arguments[key]):
+                raise TypeError(f"{key} must be a number above 0")
     except TypeError as error:
         raise UserError(
             f"option --clip_grad_norm: found {arguments}, expected arguments of torch's clip_grad_norm_, "

@@ -14,7 +14,9 @@ import ddp_pretrain
 import finetune
 import pretrain
 import run_baseline
+from common.errors import UserError
 from engine.settings import ROOT
+from engine.trainer import Trainer
 from tests.conftest import SMALL, WIDTH, write_mix, write_tiny
 
 pytestmark = pytest.mark.slow
@@ -296,6 +298,22 @@ def test_results_that_cannot_be_written_show_before_the_training(tune, tmp_path)
     (tmp_path / "file").touch()
     assert tune(f"--result_file={tmp_path}").startswith(f"{tmp_path}: cannot be written: it is a folder")
     assert "cannot be written: a file stands where" in tune(f"--result_file={tmp_path}/file/result.json")
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_a_run_whose_files_another_run_is_writing(tune, pre, saved, monkeypatch, command):
+    """The same command twice at the same time. The second one leaves the files of the first one alone."""
+    messages, fit = [], Trainer.fit
+
+    def fit_twice(self, *arguments, **options):
+        monkeypatch.setattr(Trainer, "fit", fit)
+        messages.append((pre if command == "pretrain" else tune)("--epochs=1"))
+        raise UserError("the first run ends")
+
+    monkeypatch.setattr(Trainer, "fit", fit_twice)
+    assert (pre if command == "pretrain" else tune)("--epochs=1") == "the first run ends"
+    name = r"UniSRec-Mix-{epoch}" if command == "pretrain" else r"UniSRec-Tiny-transductive_ft-2020-\w{10}"
+    assert re.match(rf"{saved}/{name}.pth: another run is writing this file \(process \d+\); wait", messages[0])
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------

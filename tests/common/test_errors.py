@@ -1,5 +1,9 @@
 """A user's error ends in one line and exit code 2. A programming error keeps its traceback."""
 
+import os
+import signal
+import time
+
 import pytest
 
 from common.errors import UserError, did_you_mean, run_command
@@ -31,6 +35,15 @@ def test_stopping_a_command_leaves_no_traceback(capsys):
         run_command(fail_with(KeyboardInterrupt()), [])
     assert end.value.code == 130
     assert capsys.readouterr().err == "stopped by the user\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_a_command_with_one_line(capsys, number):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda argv: os.kill(os.getpid(), number) or time.sleep(9), [])
+    assert end.value.code == 130 and capsys.readouterr().err == "stopped by the user\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_command_gets_its_arguments(monkeypatch):

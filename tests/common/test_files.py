@@ -3,12 +3,15 @@
 import errno
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
-from common.files import atomic_path, check_can_write, file_sha256, read_json, staged_folder, write_json
+from common.files import atomic_path, check_can_write, file_sha256, locked, read_json, staged_folder, write_json
+from tests.conftest import ROOT
 
 
 def write(path, text):
@@ -116,6 +119,91 @@ def test_a_folder_without_rights_is_found_out_before(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="no permission"):
         check_can_write(tmp_path / "result.json")
+
+
+def test_a_link_stays_and_leads_to_the_new_file(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "file.txt")
+    for text in ("one", "two"):  # first the link leads nowhere
+        with atomic_path(tmp_path / "link") as temporary:
+            assert os.path.dirname(temporary) == str(tmp_path / "far"), "a rename is atomic within one folder only"
+            Path(temporary).write_text(text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "far" / "file.txt").read_text() == text
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="loop: is "):
+        write(tmp_path / "loop", "x")
+
+
+@pytest.mark.parametrize("function", [lambda path: write(path, "x"), check_can_write])
+def test_devices_and_pipes_are_not_replaced(tmp_path, function):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/full")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/full")):
+        with pytest.raises(UserError, match="(pipe|full): is a device or a pipe, expected a file; choose another"):
+            function(path)
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode) and stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
+KILLED = """
+import os, signal, sys
+from common.files import atomic_path, staged_folder
+with atomic_path(sys.argv[1] + "/file.txt") as temporary, staged_folder(sys.argv[1]) as staging:
+    open(temporary, "w").write("half")
+    open(staging + "/half", "w").write("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_has_left_is_removed(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT)
+    assert len(os.listdir(tmp_path)) == 2
+    with atomic_path(tmp_path / "file.txt") as first, atomic_path(tmp_path / "file.txt") as second:
+        assert os.path.exists(first) and os.path.exists(second), "those of a running process stay"
+        for temporary, text in ((first, "one"), (second, "two")):
+            Path(temporary).write_text(text)
+    with staged_folder(str(tmp_path)) as staging:
+        (Path(staging) / "b").write_text("b")
+    assert sorted(os.listdir(tmp_path)) == ["b", "file.txt"]
+
+
+def test_files_that_only_look_like_temporary_ones_stay(tmp_path):
+    for name in (".file.txt.abc", ".file.txt", ".file.txt.00000000-999999999.a", ".writing-old"):
+        (tmp_path / name).write_text("mine")
+    write(tmp_path / "file.txt", "new")
+    assert len(os.listdir(tmp_path)) == 5
+
+
+def test_a_file_has_one_lock(tmp_path):
+    path = str(tmp_path / "new" / "a.pth")
+    with locked(path), locked(path + ".other"):
+        (tmp_path / "link").symlink_to(path)
+        for name in (path, str(tmp_path / "link")):
+            with pytest.raises(UserError, match=rf"a.pth: another run is writing this file .process {os.getpid()}"):
+                with locked(name):
+                    pass
+    assert os.listdir(tmp_path / "new") == []
+    with pytest.raises(KeyError), locked(path):
+        raise KeyError
+    with locked(path):
+        pass
+
+
+LOCKS = """
+import os, signal, sys
+from common.files import locked
+with locked(sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    subprocess.run([sys.executable, "-c", LOCKS, str(tmp_path / "a.pth")], cwd=ROOT)
+    assert os.listdir(tmp_path) == [".a.pth.lock"]
+    with locked(str(tmp_path / "a.pth")):
+        pass
+    assert os.listdir(tmp_path) == []
 
 
 def test_json_comes_back_as_it_went(tmp_path):

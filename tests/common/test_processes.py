@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 
 import pytest
 import torch
@@ -101,14 +102,36 @@ def test_gathering_in_one_process_gives_the_tensors_and_their_gradients(environm
 # -- preemption ----------------------------------------------------------------------------------------------------
 
 
-def test_a_signal_within_the_block_is_remembered():
-    before = signal.getsignal(signal.SIGTERM)
-    with Preemption() as preemption:
-        assert not preemption.requested(CPU)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.requested(CPU)
-    assert signal.getsignal(signal.SIGTERM) == before
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_within_the_block_is_remembered(number):
+    before, told = signal.getsignal(number), []
+    with Preemption(lambda: told.append(1)) as preemption:
+        assert not preemption.requested(CPU) and preemption.name is None
+        for _ in range(2):  # within a second, they count as one
+            os.kill(os.getpid(), number)
+        assert preemption.requested(CPU) and preemption.name == number.name and told == [1]
+    assert signal.getsignal(number) == before
     assert preemption.requested(CPU), "still true after the block"
+
+
+def test_a_second_signal_stops_at_once(monkeypatch):
+    monkeypatch.setattr("common.processes._ONE_SIGNAL", 0.0)
+    with pytest.raises(KeyboardInterrupt), Preemption():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_ctrl_c_stays_ignored_in_a_background_job():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not preemption.requested(CPU)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_outside_the_main_thread_nothing_is_remembered_and_nothing_fails():

@@ -128,3 +128,45 @@ def test_an_empty_feature_file_is_refused(tmp_path):
     open(tmp_path / "Small" / "Small.feat1CLS", "w").close()
     with pytest.raises(UserError, match="0 bytes"):
         open_catalogue(str(tmp_path / "Small"), "Small", "auto", None, 24)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_is_named(tmp_path, monkeypatch, dtype, value):
+    """In each of the files, wherever a block of rows ends."""
+    monkeypatch.setattr("data.features._BYTES_AT_ONCE", 5 * 24 * 4)
+    write_mixture(tmp_path, counts=COUNTS, dtype=dtype)
+    folder = tmp_path / "Mix"
+    (folder / "Domain1.item2index").write_text("".join(f"raw {row}\t{row}\n" for row in range(COUNTS[1])))
+    description = {"width": 24, "dtype": dtype}
+    for name, count in (("Domain0.feat1CLS", 9), ("Domain1.feat1CLS", 14), ("Domain2.feat1CLS", 6)):
+        (folder / f"{name}.json").write_text(json.dumps(description | {"items": count}))
+    for name, row, item in (("Domain0.feat1CLS", 0, ""), ("Domain1.feat1CLS", 13, ", item 'raw 13',")):
+        features = np.fromfile(folder / name, dtype)
+        features[row * 24 + 23] = value
+        features.tofile(folder / name)
+        with pytest.raises(UserError, match=f"{name}: row {row}{item} holds NaN or an infinite number; encode the"):
+            open_catalogue(str(folder), "Mix", "auto", None, 24)
+        features[row * 24 + 23] = 0
+        features.tofile(folder / name)
+        open_catalogue(str(folder), "Mix", "auto", None, 24)
+
+
+def test_a_large_file_is_checked_once_until_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.features._BYTES_AT_ONCE", 100)
+    features = write_features(tmp_path / "A.feat1CLS", 5)
+    path, read = str(tmp_path / "A.feat1CLS"), []
+    is_finite = np.isfinite
+    monkeypatch.setattr("data.features.np.isfinite", lambda rows: read.append(len(rows)) or is_finite(rows))
+    for _ in range(2):
+        assert ItemFeatures([path], [5], 24).first_not_finite() is None
+        assert read == [1] * 5
+    status = os.stat(path)
+    features[3, 3] = np.nan
+    features.tofile(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a program that keeps the time would
+    assert ItemFeatures([path], [5], 24).first_not_finite() == (path, 3)
+    (cache,) = (tmp_path / ".unisrec-cache").iterdir()
+    for content in (b"", b"\xff"):
+        cache.write_bytes(content)
+        assert ItemFeatures([path], [5], 24).first_not_finite() == (path, 3)

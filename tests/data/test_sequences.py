@@ -1,12 +1,16 @@
 """Folding prefix rows into sequences loses no pair and invents none."""
 
+import time
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data import fold_rows
-from data.sequences import keep_users, without_items
+from data.sequences import _Folded, keep_users, without_items
 from tests.small_data import prefix_rows, random_histories
 
 
@@ -146,6 +150,58 @@ def test_a_file_that_goes_upwards_folds_as_well():
     assert len(sequences) == len(histories)
     for user, history in enumerate(histories):
         assert sequences.items[sequences.offsets[user] : sequences.offsets[user + 1]].tolist() == history
+
+
+# -- users whose rows form no chain ------------------------------------------------------------------------------------
+
+
+def fold_one_user_slowly(rows, numbers, bar):
+    """The plain way for the rows of a user, longest first: compare each row with all sequences so far."""
+    sequences, weights = [], []
+    for number in range(numbers.start, numbers.stop):
+        row = rows.items[rows.starts[number] : rows.starts[number] + rows.sizes[number]]
+        for sequence, weight in zip(sequences, weights, strict=True):
+            if np.array_equal(sequence[: len(row)], row):
+                weight[len(row) - 1] += 1
+                break
+        else:
+            sequences.append(row)
+            weights.append(np.zeros(len(row), np.uint32))
+            weights[-1][-1] = 1
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    users = np.full(len(lengths), rows.users[numbers.start], np.int64)
+    return _Folded(users, lengths, np.concatenate(sequences), np.concatenate(weights))
+
+
+few_items = st.integers(1, 3)
+user_rows = st.tuples(st.integers(0, 3), st.lists(few_items, min_size=1, max_size=6), few_items)
+
+
+@given(rows=st.lists(user_rows, min_size=1, max_size=40), cut_length=st.integers(1, 8))
+@settings(max_examples=300, deadline=None)
+def test_users_without_a_chain_fold_as_in_the_plain_way(rows, cut_length):
+    found = fold(rows, cut_length)
+    with mock.patch("data.sequences._fold_one_user", fold_one_user_slowly):
+        expected = fold(rows, cut_length)
+    for name in ("offsets", "items", "weights", "users"):
+        own, plain = getattr(found, name), getattr(expected, name)
+        assert own.dtype == plain.dtype and own.tolist() == plain.tolist(), name
+
+
+@pytest.mark.parametrize("same_beginning", [False, True])
+def test_many_rows_of_one_user_take_linear_time(same_beginning):
+    """100,000 rows that form no chain. Comparing all pairs takes more than an hour."""
+    random = np.random.default_rng(0)
+    n_rows, length = 100_000, 20
+    histories = random.integers(1, 1000, (n_rows, length)).astype(np.int32)
+    if same_beginning:
+        histories[:, :-1] = 7
+    targets = random.integers(1, 1000, n_rows).astype(np.int32)
+    start = time.perf_counter()
+    folded = fold_rows(np.zeros(n_rows, np.int64), np.full(n_rows, length), histories.ravel(), targets)
+    assert time.perf_counter() - start < 20
+    assert folded.n_predictions == n_rows
+    assert len(folded) == len(np.unique(np.column_stack([histories, targets]), axis=0))
 
 
 # -- parts of the data -------------------------------------------------------------------------------------------------

@@ -1,11 +1,15 @@
 """Checkpoints: read without running anything, every tensor accounted for, id embeddings tied to their items."""
 
+import collections
 import errno
 import io
 import logging
 import os
 import pickle
+import re
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -155,6 +159,87 @@ def test_a_damaged_file_is_read_or_named_and_never_crashes(tmp_path, legacy):
         except UserError:
             refused += 1
     assert refused > 50
+
+
+def test_overwritten_bytes_are_noticed(tmp_path):
+    """torch verifies no checksum. Only bytes that mean nothing, such as padding, may change without a word."""
+    tensors = {f"layer.{number}": torch.randn(40, 30) for number in range(5)}
+    torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "a.pth")
+    whole, generator, refused = (tmp_path / "a.pth").read_bytes(), np.random.default_rng(0), 0
+    for _ in range(200):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        places = generator.integers(0, len(whole), generator.integers(1, 51))
+        damaged[places] = generator.integers(0, 256, len(places))
+        (tmp_path / "a.pth").write_bytes(damaged.tobytes())
+        try:
+            found = read_checkpoint(str(tmp_path / "a.pth"))
+        except UserError as error:
+            assert "a.pth: cannot be read as a checkpoint" in str(error) and "\n" not in str(error)
+            refused += 1
+        else:
+            assert found["epoch"] == 3
+            assert_same(found["state_dict"], tensors)
+    assert refused > 180
+
+
+def test_a_damaged_tensor_is_named(tmp_path, whole):
+    place = whole.index(b"LayerNorm") + len(whole) // 2
+    damaged = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    (tmp_path / "a.pth").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"the checksum of its part \S+/data/\d+ is wrong\); it is damaged, truncated"):
+        read_checkpoint(str(tmp_path / "a.pth"))
+
+
+def test_a_compressed_file_is_refused_before_it_grows(tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(1 << 20)}}, tmp_path / "b.pth")
+    with zipfile.ZipFile(tmp_path / "b.pth") as plain, zipfile.ZipFile(tmp_path / "a.pth", "w") as packed:
+        for part in plain.namelist():
+            packed.writestr(part, plain.read(part), zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match="a.pth: cannot be read as a checkpoint .*a part of it is compressed"):
+        read_checkpoint(str(tmp_path / "a.pth"))
+
+
+class Placed:
+    """Pickles to a tensor at any place of a storage."""
+
+    def __init__(self, storage, *place):
+        self.storage, self.place = storage, place
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, (self.storage, *self.place, False, collections.OrderedDict())
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("offset", "size", "stride", "words"),
+    [
+        (5, (3,), (1,), "a tensor has 3 numbers up to place 7, its storage has 4"),
+        (0, (2, 3), (3, 1), "a tensor has 6 numbers up to place 5, its storage has 4"),
+        (0, (2, 2), (3, 1), "a tensor has 4 numbers up to place 4, its storage has 4"),
+        (0, (1 << 40,), (1,), "up to place 1099511627775, its storage has 4"),
+        (0, (1 << 40,), (0,), "a tensor has 1099511627776 numbers up to place 0, its storage has 4"),
+        (2**62, (1,), (1,), "up to place 4611686018427387904"),
+        (-1, (3,), (1,), "a tensor has the offset -1, the sizes (3,) and the strides (1,)"),
+        (0, (3,), (-1,), "and the strides (-1,)"),
+        (0, (1.0,), (1,), "the sizes (1.0,)"),
+        (0, (3,), (1, 1), "the sizes (3,) and the strides (1, 1)"),
+    ],
+)
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path, zipped, offset, size, stride, words):
+    """Our own check refuses it. torch would enlarge the storage of a file in the old format, here to 4 TB."""
+    storage = torch.ones(4).storage()
+    content = {"state_dict": {"a": torch.zeros(2), "b": Placed(storage, offset, size, stride)}}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=f"a.pth: cannot be read as a checkpoint .*{re.escape(words)}"):
+        read_checkpoint(str(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_parts_of_tensors_are_read(tmp_path, zipped):
+    whole = torch.arange(12.0).view(3, 4)
+    state = {"column": whole[:, 1], "turned": whole.T, "corner": whole[1:, 2:], "one": whole[2, 3], "none": whole[:0]}
+    torch.save({"state_dict": state}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    assert_same(read_checkpoint(str(tmp_path / "a.pth"))["state_dict"], state)
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):

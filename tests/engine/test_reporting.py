@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from data import UniSRecDataset
 from engine.config import build_config
 from engine.reporting import (
     Stopwatch,
+    remove_old_result,
     report_settings,
     result_path,
     start_logging,
@@ -49,16 +51,18 @@ def test_a_result_holds_everything_unrounded(tmp_path):
     assert result_path(config, "UniSRec.pth") == str(tmp_path / "deep" / "other.json")
 
 
-def test_a_result_that_replaces_another_runs_says_so(tmp_path, caplog):
+def test_an_earlier_result_is_removed_before_a_run(tmp_path, caplog):
     config, path = small_config("inductive_ft", "Tiny", "nowhere"), str(tmp_path / "mine.json")
+    remove_old_result(path, "a1")
     with caplog.at_level("INFO"):
-        for run in ("a1", "a1", "b2"):
-            written(config, path, run)
+        for run, told in (("a1", []), ("b2", [f"result: {path} (removed that of run a1)"])):
+            written(config, path, "a1")
+            caplog.clear()
+            remove_old_result(path, run)
+            assert caplog.messages == told and not os.path.exists(path)
         (tmp_path / "mine.json").write_text("[]")
-        written(config, path)
-    lines = [record.getMessage().removeprefix(f"result: {path}") for record in caplog.records]
-    assert lines == ["", "", " (replaces that of run a1)", " (replaces that of a run without id)"]
-    assert read_json(path)["run"] == "a1"
+        remove_old_result(path, "a1")
+    assert caplog.messages[1:] == [f"result: {path} (removed that of a run without id)"] and not os.listdir(tmp_path)
 
 
 def test_the_text_encoder_is_that_of_the_features(tiny):

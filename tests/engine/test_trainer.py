@@ -3,6 +3,7 @@
 import glob
 import math
 import os
+import signal
 
 import pytest
 import torch
@@ -97,6 +98,19 @@ def test_the_initial_weights_are_kept_if_no_epoch_is_better(tmp_path, start, bes
     assert script.seen == list(range(1, best + 3)), "stops two evaluations after the best one"
 
 
+def test_best_weights_of_another_run_are_not_tested(tmp_path):
+    trainer, other = line_trainer(tmp_path, epochs=2), line_trainer(tmp_path)
+    trainer.run, other.run = Run("first"), Run("second")
+
+    def validate(model):
+        if trainer.progress.epoch == 2:
+            other.save(trainer.path)
+        return {"ndcg@10": -trainer.progress.epoch}
+
+    with pytest.raises(UserError, match="line.pth: was replaced by another run; give each run its own --checkpoint_d"):
+        trainer.fit([Batch()], validate)
+
+
 def test_training_ends_with_the_last_epoch(tmp_path):
     trainer, script = line_trainer(tmp_path, epochs=4), Script(0.1, 0.2, 0.3, 0.4)
     assert trainer.fit([Batch()], script).best_epoch == 4
@@ -147,11 +161,73 @@ def test_batches_are_told_the_epoch(tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run_in_one_line(tmp_path, factor):
     trainer = line_trainer(tmp_path, epochs=3)
     trainer.model.value.data.fill_(1.0)
-    with pytest.raises(UserError, match="the loss is -?(nan|inf) in epoch 1; set a lower --learning_rate") as error:
+    expected = (
+        "the loss is -?(nan|inf) and the gradient norm is (nan|inf) in epoch 1, batch 2; set a lower --learning_r"
+    )
+    with pytest.raises(UserError, match=expected) as error:
         trainer.fit([Batch(), Batch(loss_factor=factor)], Script(0.1))
     assert "\n" not in str(error.value)
     assert trainer.model.value.item() == 2.0, "the step that would have spoilt the weights was not made"
     assert not glob.glob(str(tmp_path / "*.pth"))
+
+
+class Overflow(torch.autograd.Function):
+    """A finite loss whose gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * torch.inf
+
+
+@pytest.mark.parametrize("clip", [None, {"max_norm": 1.0}])
+def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, clip, monkeypatch):
+    trainer = line_trainer(tmp_path, epochs=3, clip_grad_norm=clip)
+    trainer.train_step(Batch())
+    monkeypatch.setattr(trainer.model, "calculate_loss", lambda batch: Overflow.apply(trainer.model.value).sum())
+    with pytest.raises(UserError, match="^the gradient norm is inf in epoch 1, batch 1; set a lower --learning_rate"):
+        trainer.train_step(Batch())
+    assert trainer.model.value.item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize(("learning_rate", "factor", "value"), [(2.0**99, 1.0, "6.33825.*e.29"), (1e38, 10.0, "inf")])
+def test_weights_that_the_last_step_has_spoilt_are_neither_saved_nor_evaluated(
+    tmp_path, validate, learning_rate, factor, value
+):
+    trainer, script = line_trainer(tmp_path, epochs=1, learning_rate=learning_rate), Script(0.1)
+    trainer.path = str(tmp_path / ("line.pth" if validate else "line-{epoch}.pth"))
+    with pytest.raises(UserError, match=f"^the weights value hold {value} after 1 epochs; nothing is saved of them; "):
+        trainer.fit([Batch(loss_factor=factor)], script if validate else None)
+    assert not script.seen and not glob.glob(str(tmp_path / "*.pth"))
+
+
+def test_a_step_that_failed_can_be_repeated(tmp_path):
+    """The checkpoint holds the weights and random generators as they were before the step."""
+
+    class Noisy(Line):
+        def calculate_loss(self, batch):
+            noise.append(torch.rand(1).item())
+            return super().calculate_loss(batch)
+
+    noise, path = [], str(tmp_path / "line-{epoch}.pth")
+    batches = [Batch(), Batch(), Batch(loss_factor=math.nan)]
+
+    def trainer():
+        return Trainer(line_trainer(tmp_path, epochs=3).config, Noisy(), path)
+
+    with pytest.raises(UserError, match=r"batch 3; .*; --resume=\S+/line-0-failed.pth repeats this step"):
+        trainer().fit(batches)
+    failed = str(tmp_path / "line-0-failed.pth")
+    again, checkpoint = trainer(), read_checkpoint(failed)
+    load_weights(again.model, checkpoint, failed)
+    again.resume(checkpoint, failed)
+    assert again.model.value.item() == 2.0 and again.progress.batch == 2
+    again.train_step(Batch())
+    assert len(noise) == 4 and noise[3] == noise[2] != noise[1]
 
 
 def test_gradients_are_clipped(tmp_path):
@@ -160,6 +236,9 @@ def test_gradients_are_clipped(tmp_path):
     assert trainer.model.value.item() == pytest.approx(0.25, rel=1e-4)
     with pytest.raises(UserError, match="--clip_grad_norm: found .*max_norm: 1.0"):
         line_trainer(tmp_path, clip_grad_norm={"norm": 1.0})
+    for value in (math.nan, 0, -1.0, math.inf, "a"):
+        with pytest.raises(UserError, match="--clip_grad_norm: found .*, such as {max_norm: 1.0}"):
+            line_trainer(tmp_path, clip_grad_norm={"max_norm": value})
 
 
 def test_tensorboard_holds_loss_and_metrics_when_training_ends(tmp_path):
@@ -256,6 +335,63 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
     assert resumed.fit([Batch()]).epoch == 4 and resumed.model.value.item() == 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", ["a row", "a feature"])
+def test_a_training_goes_on_with_changed_data_only_if_the_user_allows_it(mixture, tmp_path, refused, capsys, changed):
+    folder = tmp_path / "saved"
+    pretrained(mixture, folder, "--epochs=1")
+    path = os.path.join(mixture, "Mix", "Mix.train.inter" if changed == "a row" else "B.feat1CLS")
+    with open(path, "r+b") as file:
+        content = file.read()
+        file.seek(0)
+        file.write(content + content.splitlines(True)[-1] if changed == "a row" else content[24 * 4 :] + content[:96])
+    checkpoint = f"{folder}/UniSRec-Mix-1.pth"
+    options = ["-d", "Mix", f"--data_path={mixture}", f"--checkpoint_dir={folder}", *SMALL, "--epochs=2"]
+    message = refused(pretrain.main, *options, f"--resume={checkpoint}")
+    assert message.startswith(f"{checkpoint}: was trained on other data than those of Mix today")
+    assert message.endswith("or go on with --allow_changed_data")
+    pretrained(mixture, folder, "--epochs=2", f"--resume={checkpoint}", "--allow_changed_data")
+    assert f"warning: the data have changed since {checkpoint} was saved" in capsys.readouterr().err
+    assert read_checkpoint(f"{folder}/UniSRec-Mix-2.pth")["run"] != read_checkpoint(checkpoint)["run"]
+
+
+@pytest.mark.parametrize("folder", ["a{b}c", "{", "}", "{epoch}", "{0}", "[a]*"])
+def test_braces_in_a_path_are_plain_characters(tmp_path, folder):
+    trainer = line_trainer(tmp_path, epochs=2)
+    trainer.path, trainer.run = str(tmp_path / folder / "line-{epoch}.pth"), Run("first")
+    trainer.fit([Batch()], save_step=1)
+    assert sorted(os.listdir(tmp_path / folder)) == ["line-1.pth", "line-2.pth"]
+    other = line_trainer(tmp_path, epochs=2)
+    other.path, other.run = trainer.path, Run("second")
+    with pytest.raises(UserError, match="line-[12].pth: belongs to another run"):
+        other.fit([Batch()], save_step=1)
+    tuned = line_trainer(tmp_path, epochs=1)
+    tuned.path = str(tmp_path / folder / "tuned.pth")
+    tuned.fit([Batch()], Script(0.1))
+    tuned.fit([Batch()])
+    assert "tuned.pth" in os.listdir(tmp_path / folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_what_continues_the_training(tmp_path, caplog, number):
+    def batches():
+        yield Batch()
+        os.kill(os.getpid(), number)
+        yield Batch()
+        raise AssertionError("goes on after the step")
+
+    class Three:
+        __iter__, __len__ = staticmethod(batches), staticmethod(lambda: 3)
+
+    trainer = line_trainer(tmp_path, epochs=2)
+    trainer.path = str(tmp_path / "line-{epoch}.pth")
+    with caplog.at_level("INFO"), pytest.raises(SystemExit) as end:
+        trainer.fit(Three(), save_step=10)
+    stopped = read_checkpoint(str(tmp_path / "line-0-stopped.pth"))
+    assert end.value.code == 75 and stopped["progress"]["batch"] == 2 and stopped["state_dict"]["value"].item() == 2
+    assert f"stopped by {number.name} in epoch 1, batch 2; continue with --resume={tmp_path}" in caplog.text
+
+
 def one_epoch(tmp_path):
     """The checkpoint of a training of one epoch."""
     first = line_trainer(tmp_path, epochs=1)
@@ -291,7 +427,7 @@ def test_files_that_a_training_does_not_write_are_not_in_its_way(tmp_path, name)
     (tmp_path / f"{name}.pth").touch()
     trainer.fit([Batch()], save_step=3)
     checkpoint = read_checkpoint(str(tmp_path / "line-4.pth"))
-    assert (checkpoint["run"], checkpoint["run_start"]) == ("second", "start")
+    assert (checkpoint["run"], checkpoint["run_start"], checkpoint["run_data"]) == ("second", "start", None)
 
 
 def test_a_training_goes_on_with_the_learning_rate_of_today(tmp_path, caplog):
