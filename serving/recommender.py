@@ -386,10 +386,7 @@ class Recommender:
         rows = (ids - 1).clamp(min=0)
         vectors = F.embedding(rows, self._units) * F.embedding(rows, self._lengths)  # [B, L, H]
         model = self.model
-        states = model.encode_last(vectors, lengths)
-        if model.history_mean is not None:
-            states = states + model.history_mean.last(vectors, lengths)
-        scores = self._products(F.normalize(states, dim=-1))
+        scores = self._products(F.normalize(model.encode_histories(vectors, lengths), dim=-1))
         if model.history_bias is not None:  # a score is a logit times the temperature
             bias = model.history_bias.logits(RowsAsBatch(ids, lengths, lengths), lambda ids: ids - 1)
             scores = bias._replace(values=bias.values * model.temperature).add_to(scores)
