@@ -27,7 +27,8 @@ def main(argv: list[str]) -> None:
 
     columns = {"item_column": options.item_column, "text_columns": options.text_columns.split(",")}
     items = read_catalogue(options.items, **columns) if options.items else None
-    recommender = Recommender.from_pretrained(options.model, items)
+    index = None if options.histories else False  # for one history, building an index would not pay
+    recommender = Recommender.from_pretrained(options.model, items, index)
     if options.new_items:
         recommender.add_items(read_catalogue(options.new_items, **columns))
     settings = {"k": options.k, "exclude_history": not options.keep_history, "on_unknown": options.on_unknown}

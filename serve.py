@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     if not os.path.isdir(options.bundle):
         raise UserError(f"{options.bundle}: no such folder; finetune.py leaves a bundle beside its checkpoint")
     with writing(options.bundle):
-        shop = Shop(options.bundle, lambda folder: Recommender.from_pretrained(folder, items))
+        shop = Shop(options.bundle, lambda folder: Recommender.from_pretrained(folder, items, options.index))
     print(
         f"serving {options.bundle}, {len(shop.recommender):,} items: http://{options.host}:{options.port}", flush=True
     )
@@ -61,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
     parser.add_argument("--token_file", metavar="FILE", help="token that requests need to change items")
     parser.add_argument("--threads", type=int, default=1, help="threads of a computation (default: 1)")
+    parser.add_argument(
+        "--index",
+        action=argparse.BooleanOptionalAction,
+        help="search with an approximate index (default: above a million items)",
+    )
     parser.add_argument("--items", metavar="FILE", help="catalogue, for a bundle without items")
     parser.add_argument(
         "--item_column", default="item_id", metavar="NAME", help="column of the raw id (default: item_id)"
