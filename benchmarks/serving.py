@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def measure(count: int, requests: int, vectors_of: str, index: bool) -> str:
-    """A row of the table. Histories per second: 512 histories at once. Memory: peak, so call it with ascending counts."""
+    """A row of the table. Histories per second: 512 at once. The memory is that of the process, so counts ascend."""
     model = untrained_model(shop_of(0, WIDTH))
     recommender = Recommender(model, {"features": {"encoder": "none", "width": WIDTH}, "config": {}})
     generator = torch.Generator().manual_seed(0)

@@ -196,9 +196,13 @@ class Recommender:
     def represent(self, texts: Sequence[str]) -> Tensor:
         """The representations of texts, float32 [n, H]. The encoder is loaded when it is needed first."""
         with self._encoding:
-            if self._encoder is None:
-                self._encoder = Encoder(self.encoding["encoder"], self.encoding.get("pooling"))
-            return self._represent(_encode(self._encoder, texts, self.encoding))
+            return self._represent(self.encode(texts))
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """The text vectors of texts as in the training data, not whitened: float32 [n, D]."""
+        if self._encoder is None:
+            self._encoder = Encoder(self.encoding["encoder"], self.encoding.get("pooling"))
+        return _encode(self._encoder, texts, self.encoding)
 
     @torch.no_grad()
     def _id_embeddings(self, slots):
