@@ -73,6 +73,6 @@ class Index:
         valid = self._valid.copy()
         valid[self._codes_of(excluded)] = False
         selector = faiss.IDSelectorBitmap(np.packbits(valid, bitorder="little"))
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=1)
+        parameters = faiss.SearchParametersIVF(sel=selector)
         _, codes = self._index.search(unit[None].numpy(), count, params=parameters)
         return torch.from_numpy(self._rows[codes[0][codes[0] >= 0]])

@@ -1,11 +1,11 @@
 """Look into the model of a bundle: python -m serving.inspect FOLDER --out FOLDER
 
-It shows what the adaptor makes of the item texts: which experts each domain uses, how evenly the vectors fill their space
-before and after whitening and adaptor, a map of the items, and the nearest items of ten items before and after. Writes
-inspection.json, experts.png and map.png.
+It shows what the adaptor makes of the item texts: which experts each domain uses, how evenly the vectors fill their
+space before and after whitening and adaptor, a map of the items, and the nearest items of ten items before and after.
+Writes inspection.json, experts.png and map.png.
 
-The bundle of a fine-tuned model is inspected on its own items, whose texts are encoded again. A pre-trained model has no
-items: give data sets with -d, whose stored text vectors are read.
+The bundle of a fine-tuned model is inspected on its own items, whose texts are encoded again. A pre-trained model has
+no items: give data sets with -d, whose stored text vectors are read.
 """
 
 import argparse
@@ -60,11 +60,11 @@ def main(argv: list[str]) -> None:
         domains = {str(content["config"].get("dataset")): _own_domain(options.bundle)}
     else:
         domains = {name: _domain_of_dataset(name, options.data_path, content) for name in names}
-    found = inspect(domains)
-    write_json(os.path.join(options.out, "inspection.json"), found)
-    _save_picture(os.path.join(options.out, "experts.png"), lambda pyplot: draw_experts(found, pyplot))
+    report = inspect(domains)
+    write_json(os.path.join(options.out, "inspection.json"), report)
+    _save_picture(os.path.join(options.out, "experts.png"), lambda pyplot: draw_experts(report, pyplot))
     _save_picture(os.path.join(options.out, "map.png"), lambda pyplot: draw_map(domains, pyplot))
-    _print(found)
+    _print(report)
     print(f"\nwritten: {options.out} (inspection.json, experts.png, map.png)")
 
 
