@@ -334,23 +334,22 @@ class Recommender:
     @torch.no_grad()
     def _best_of_index(self, rows, k, exclude_history):
         """The same by the index. Items with an added logit are always candidates, and all scores are exact."""
-        results = []
-        for own in rows:
-            if not own:
-                results += self._best([own], k, self._present, exclude_history)
-                continue
-            ids, lengths = self._padded([own])
-            added = self._add_logits(torch.zeros(1, len(self._units)), ids, lengths)[0]
-            with_logit, history = added.nonzero()[:, 0], torch.tensor(own)
+        full = [number for number, own in enumerate(rows) if own]
+        results = [[] if own else self._best([own], k, self._present, exclude_history)[0] for own in rows]
+        if not full:
+            return results
+        ids, lengths = self._padded([rows[number] for number in full])
+        for number, unit, own_ids, length in zip(full, self._unit_states(ids, lengths), ids, lengths, strict=True):
+            added = self._add_logits(torch.zeros(1, len(self._units)), own_ids[None], length[None])[0]
+            with_logit, history = added.nonzero()[:, 0], torch.tensor(rows[number])
             excluded = torch.cat([with_logit, history]) if exclude_history else with_logit
-            unit = self._unit_states(ids, lengths)[0]
             slots = torch.cat([with_logit, self._index.search(unit, max(_CANDIDATES, 4 * k), excluded)])
             scores = self._units[slots] @ unit + added[slots]
             dropped = ~self._present[slots]
             if exclude_history:
                 dropped |= torch.isin(slots, history)
             best = scores.masked_fill(dropped, -torch.inf).topk(min(k, len(slots)))
-            results.append(self._recommendations(slots[best.indices], best.values, "model"))
+            results[number] = self._recommendations(slots[best.indices], best.values, "model")
         return results
 
     def _recommendations(self, slots, scores, source):
