@@ -26,7 +26,8 @@ def main(argv: list[str]) -> None:
     from serving.recommender import Recommender  # imported here: it takes seconds
 
     items = read_catalogue(options.items, options) if options.items else ()
-    recommender = Recommender.from_pretrained(options.model, *items)
+    index = None if options.histories else False  # for one history, building an index would not pay
+    recommender = Recommender.from_pretrained(options.model, *items, index=index, unseen_bias=options.unseen_bias)
     if options.new_items:
         recommender.add_items(*read_catalogue(options.new_items, options))
     settings = {"k": options.k, "exclude_history": not options.keep_history, "on_unknown": options.on_unknown}
@@ -107,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="FILE", help="Parquet file for the recommendations for --histories")
     parser.add_argument("-k", type=int, default=10, help="number of recommendations (default: 10)")
     add_catalogue_options(parser)
+    parser.add_argument(
+        "--unseen_bias", type=float, metavar="X",
+        help="added to the logits of items that were not in the training data (default: as the model was trained)",
+    )  # fmt: skip
     parser.add_argument("--new_items", metavar="FILE", help="items to add to those of the bundle, of the same columns")
     parser.add_argument("--keep_history", action="store_true", help="also recommend the items of the history")
     parser.add_argument("--on_unknown", choices=("error", "skip"), default="error", help="unknown items of a history")

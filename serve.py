@@ -31,7 +31,12 @@ def main(argv: list[str]) -> None:
     with _only_service_of(options.bundle):
         with writing(options.bundle):
             shop = Shop(
-                options.bundle, lambda folder: Recommender.from_pretrained(folder, *items), options.compare, users
+                options.bundle,
+                lambda folder: Recommender.from_pretrained(
+                    folder, *items, index=options.index, unseen_bias=options.unseen_bias
+                ),
+                options.compare,
+                users,
             )
         address = f"http://{options.host}:{options.port}"
         print(f"serving {options.bundle}, {len(shop.recommender):,} items: {address}", flush=True)
@@ -86,7 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
     parser.add_argument("--token_file", metavar="FILE", help="token that requests need to change items")
     parser.add_argument("--threads", type=int, default=1, help="threads of a computation (default: 1)")
+    parser.add_argument(
+        "--index",
+        action=argparse.BooleanOptionalAction,
+        help="search with an approximate index (default: above a million items)",
+    )
     add_catalogue_options(parser)
+    parser.add_argument(
+        "--unseen_bias", type=float, metavar="X",
+        help="added to the logits of items that were not in the training data (default: as the model was trained)",
+    )  # fmt: skip
     parser.add_argument(
         "--compare", action="append", default=[], metavar="NAME",
         help="another bundle, or: untrained. The page shows both side by side; may be given several times",

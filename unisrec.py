@@ -283,8 +283,12 @@ class UniSRec(AllPositions, SASRec):
             units, lengths = self._evaluation
             rows = (item_seq - 1).clamp(min=0)
             vectors = F.embedding(rows, units) * lengths[rows]
-        states = self.encode_last(vectors, item_seq_len)
-        return states if self.history_mean is None else states + self.history_mean.last(vectors, item_seq_len)
+        return self.encode_histories(vectors, item_seq_len)
+
+    def encode_histories(self, vectors: Tensor, lengths: Tensor) -> Tensor:
+        """Sequence representations: item vectors float [B, L, H] and lengths int64 [B] -> float [B, H]."""
+        states = self.encode_last(vectors, lengths)
+        return states if self.history_mean is None else states + self.history_mean.last(vectors, lengths)
 
     def train(self, mode: bool = True):
         """Switch between training and evaluation. The next evaluation computes the item table again."""

@@ -6,6 +6,7 @@
     items.parquet       the items of a fine-tuned model: id, text, how often each occurs in the training data, and
                         columns to show, such as title, image and url
     items.safetensors   their representations, in the same order
+    onnx/               two graphs of a fine-tuned model, written by `serving.export` on request
 
 `engine.checkpoint.read_checkpoint` reads a bundle like a checkpoint file.
 """
@@ -13,6 +14,7 @@
 import importlib.metadata
 import os
 import platform
+import shutil
 from typing import Any
 
 import polars as pl
@@ -27,6 +29,7 @@ from engine.settings import NO_EFFECT, command_files, read_yaml
 FORMAT = "unisrec-bundle-1"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 ITEMS, VECTORS = "items.parquet", "items.safetensors"
+ONNX, SCORING = "onnx", "scoring.json"
 _KEYS = ("model", "train_stage", "epoch", "features", "item_tokens", "run")
 
 
@@ -56,7 +59,12 @@ fine-tunes the model. With `--epochs=0` it is used without training.
 _USE_FINETUNED = """These commands recommend items of its shop, in the shell and over HTTP:
 
     python recommend.py -m THIS_FOLDER --history ID,ID
-    python serve.py THIS_FOLDER"""
+    python serve.py THIS_FOLDER
+
+This command writes two ONNX graphs to the folder `onnx`, for programs without torch: text vectors to item vectors, and
+histories of item vectors to user vectors.
+
+    python -m serving.export THIS_FOLDER"""
 
 
 def write_bundle(
@@ -97,6 +105,14 @@ def write_bundle(
         if not os.path.exists(os.path.join(folder, CARD)):
             with open(os.path.join(staging, CARD), "w", encoding="utf-8") as file:
                 file.write(_model_card(folder, checkpoint))
+    _remove_old_graphs(folder, config["sha256"])
+
+
+def _remove_old_graphs(folder, checksum):
+    """Remove ONNX graphs that were exported from other weights."""
+    scoring = os.path.join(folder, ONNX, SCORING)
+    if os.path.isfile(scoring) and read_json(scoring)["model_sha256"] != checksum:
+        shutil.rmtree(os.path.dirname(scoring))
 
 
 def _compact(tensor):

@@ -12,6 +12,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,9 @@ from unisrec import UniSRec
 BLOCK = 1024  # items that are scored at once. Each product of matrices has the same shape, whatever the number of items
 _MOST_COMPARED = 5000  # ids with which an unknown id is compared. With 100,000 it would take seconds
 _MOST_SCORES = 1 << 26  # at once. With many items, a batch has fewer histories
+_EXACT_UP_TO = 1_000_000  # items. A bundle with more is loaded with an index
+_CANDIDATES = 1000  # at least so many items of an index are scored exactly
+_ENOUGH_RECALL = 0.98  # of an index. A lower recall is a warning
 logger = logging.getLogger(__name__)
 
 
@@ -74,6 +78,8 @@ class Recommender:
         columns: raw id -> the columns to show, name -> value, of the items that have some.
         encoding: `encoder` and `pooling` of the text features that the model was trained on.
         max_history: how many items of a history the model sees.
+        unseen_bias: added to the logits of items that were not in the training data, unless all are new. Above 0, new
+            items are recommended more often.
     """
 
     def __init__(self, model: UniSRec, content: Mapping[str, Any]):
@@ -81,7 +87,7 @@ class Recommender:
         self.encoding = _encoding_of(content)
         self.texts: dict[str, str] = {}
         self.columns: dict[str, Mapping[str, str]] = {}
-        self.max_history = model.max_seq_length
+        self.max_history, self.unseen_bias = model.max_seq_length, model.unseen_bias
         self._slots: dict[str, int] = {}  # the row of an item in the tables. The row of a removed item stays empty
         self._ids: list[str | None] = []  # the item of each row
         self._counts: list[int] = []  # how often the item of each row occurs in the training data
@@ -89,6 +95,7 @@ class Recommender:
         self._lengths = torch.zeros(0, 1)
         self._present = torch.zeros(0, dtype=torch.bool)  # whether a row has an item
         self._trained = model.n_items - 1  # the first rows are the items that the model was built for
+        self._index: Any = None  # a `serving.index.Index` of all items. None: exact search
         self._encoder: Encoder | None = None
         self._encoding = threading.Lock()
 
@@ -96,7 +103,12 @@ class Recommender:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str, items: Mapping[str, str] | None = None, columns: Columns | None = None
+        cls,
+        folder: str,
+        items: Mapping[str, str] | None = None,
+        columns: Columns | None = None,
+        index: bool | None = None,
+        unseen_bias: float | None = None,
     ) -> "Recommender":
         """Load a bundle.
 
@@ -105,6 +117,8 @@ class Recommender:
             items: raw id -> text of a catalogue, for a bundle without items of its own, as pre-training makes it. The
                 texts are encoded and whitened with the statistics of this catalogue.
             columns: of these items, to show with them.
+            index: whether to search with an approximate index, see `build_index`. None: above a million items.
+            unseen_bias: see the attribute. None: as the model was trained.
 
         Raises:
             UserError: the bundle is damaged, or has no items and none are given, or has items and some are given.
@@ -120,10 +134,13 @@ class Recommender:
             )
         if not has_items and not items:
             raise UserError(f"{folder}: has no items of its own; give those of a catalogue (items)")
-        if not items:
-            return cls._with_own_items(folder, content)
-        recommender = cls._with_catalogue(content, items)
-        recommender.show(columns or {})
+        recommender = cls._with_catalogue(content, items) if items else cls._with_own_items(folder, content)
+        if items:
+            recommender.show(columns or {})
+        if unseen_bias is not None:
+            recommender.unseen_bias = unseen_bias
+        if index or (index is None and len(recommender) > _EXACT_UP_TO):
+            recommender.build_index()
         return recommender
 
     @classmethod
@@ -235,9 +252,13 @@ class Recommender:
     def represent(self, texts: Sequence[str]) -> Tensor:
         """The representations of texts, float32 [n, H]. The encoder is loaded when it is needed first."""
         with self._encoding:
-            if self._encoder is None:
-                self._encoder = Encoder(self.encoding["encoder"], self.encoding.get("pooling"))
-            return self._represent(_encode(self._encoder, texts, self.encoding))
+            return self._represent(self.encode(texts))
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """The text vectors of texts as in the training data, not whitened: float32 [n, D]."""
+        if self._encoder is None:
+            self._encoder = Encoder(self.encoding["encoder"], self.encoding.get("pooling"))
+        return _encode(self._encoder, texts, self.encoding)
 
     @torch.no_grad()
     def _id_embeddings(self, slots):
@@ -254,13 +275,16 @@ class Recommender:
         Raises:
             UserError: an item is unknown. Then none is removed.
         """
-        for slot in [self._slot(item, "remove_items") for item in dict.fromkeys(ids)]:
+        slots = [self._slot(item, "remove_items") for item in dict.fromkeys(ids)]
+        for slot in slots:
             item = self._ids[slot]
             assert item is not None
             del self.texts[item], self._slots[item]
             self.columns.pop(item, None)
             self._ids[slot] = None
             self._present[slot] = False
+        if self._index is not None:
+            self._index.remove(torch.tensor(slots))
 
     def append(self, ids: Sequence[str | None], texts: Sequence[str], vectors: Tensor, counts: Sequence[int]) -> None:
         """Add n items whose representations are known.
@@ -286,6 +310,8 @@ class Recommender:
         """Set the representations of rows of the tables."""
         lengths = vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         self._units[rows], self._lengths[rows] = vectors / lengths, lengths
+        if self._index is not None:
+            self._index.set(torch.arange(len(self._units))[rows], vectors / lengths)
 
     @torch.no_grad()
     def _represent(self, features):
@@ -343,7 +369,10 @@ class Recommender:
             candidates[[self._slot(item, "allowed") for item in allowed]] = True
         found = []
         for start in range(0, len(rows), batch_size):
-            found += self._best(rows[start : start + batch_size], k, candidates, exclude_history)
+            if allowed is None and self._index is not None:
+                found += self._best_of_index(rows[start : start + batch_size], k, exclude_history)
+            else:
+                found += self._best(rows[start : start + batch_size], k, candidates, exclude_history)
         return found[0] if single else found
 
     def _best(self, rows, k, candidates, exclude_history):
@@ -354,12 +383,35 @@ class Recommender:
             for number, own in enumerate(rows):
                 scores[number, own] = -torch.inf
         best = scores.topk(min(k, scores.size(1)))
-        results = []
-        for own, values, slots in zip(rows, best.values.tolist(), best.indices.tolist(), strict=True):
-            pairs = [(slot, value) for slot, value in zip(slots, values, strict=True) if value > -torch.inf]
-            source = "model" if own else "popularity"
-            results.append([self._recommendation(slot, value, source) for slot, value in pairs])
+        return [
+            self._recommendations(slots, values, "model" if own else "popularity")
+            for own, values, slots in zip(rows, best.values, best.indices, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _best_of_index(self, rows, k, exclude_history):
+        """The same by the index. Items with an added logit are always candidates, and all scores are exact."""
+        full = [number for number, own in enumerate(rows) if own]
+        results = [[] if own else self._best([own], k, self._present, exclude_history)[0] for own in rows]
+        if not full:
+            return results
+        ids, lengths = self._padded([rows[number] for number in full])
+        for number, unit, own_ids, length in zip(full, self._unit_states(ids, lengths), ids, lengths, strict=True):
+            added = self._add_logits(torch.zeros(1, len(self._units)), own_ids[None], length[None])[0]
+            with_logit, history = added.nonzero()[:, 0], torch.tensor(rows[number])
+            excluded = torch.cat([with_logit, history]) if exclude_history else with_logit
+            slots = torch.cat([with_logit, self._index.search(unit, max(_CANDIDATES, 4 * k), excluded)])
+            scores = self._units[slots] @ unit + added[slots]
+            dropped = ~self._present[slots]
+            if exclude_history:
+                dropped |= torch.isin(slots, history)
+            best = scores.masked_fill(dropped, -torch.inf).topk(min(k, len(slots)))
+            results[number] = self._recommendations(slots[best.indices], best.values, "model")
         return results
+
+    def _recommendations(self, slots, scores, source):
+        pairs = zip(slots.tolist(), scores.tolist(), strict=True)
+        return [self._recommendation(slot, score, source) for slot, score in pairs if score > -torch.inf]
 
     def _recommendation(self, slot, score, source):
         item = self._ids[slot]
@@ -398,11 +450,44 @@ class Recommender:
 
     def nearest(self, vector: Tensor, k: int = 10) -> list[Recommendation]:
         """The items whose representation has the highest cosine with a vector, float [H]. See `represent`."""
-        scores = self._products(F.normalize(vector[None], dim=-1))[0]
-        scores.masked_fill_(~self._present, -torch.inf)
-        best = scores.topk(min(k, len(scores)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [self._recommendation(slot, value, "model") for slot, value in pairs if value > -torch.inf]
+        unit = F.normalize(vector, dim=-1)
+        if self._index is not None:
+            slots = self._index.search(unit, max(_CANDIDATES, 4 * k), torch.zeros(0, dtype=torch.int64))
+            scores = self._units[slots] @ unit
+        else:
+            slots, scores = torch.arange(len(self._units)), self._products(unit[None])[0]
+        best = scores.masked_fill(~self._present[slots], -torch.inf).topk(min(k, len(slots)))
+        return self._recommendations(slots[best.indices], best.values, "model")
+
+    # -- approximate search --------------------------------------------------------------------------------------------
+
+    def build_index(self) -> float:
+        """Build an approximate index of the items. `recommend`, `similar` and `nearest` then use it.
+
+        Only the choice of candidates is approximate. Scores are exact, and so is `recommend` with `allowed`. Items that
+        are added or removed later are added to the index or removed from it.
+
+        Returns:
+            The share of the ten best items of exact search that the index finds, over 200 histories of three random
+            items. It is also logged.
+
+        Raises:
+            UserError: there are too few items.
+        """
+        from serving.index import LEAST_ITEMS, Index  # imported here: FAISS is used only with an index
+
+        if len(self) < LEAST_ITEMS:
+            raise UserError(f"index: found {len(self)} items, expected {LEAST_ITEMS:,} or more; leave the index out")
+        start, present = time.perf_counter(), self._present.nonzero()[:, 0]
+        drawn = present[torch.randint(len(present), (200, 3), generator=torch.Generator().manual_seed(0))]
+        histories = [[str(self._ids[slot]) for slot in row] for row in drawn.tolist()]
+        self._index = None
+        exact = self.recommend(histories)
+        self._index = Index(self._units, present)
+        recall = _recall(exact, self.recommend(histories))
+        say = logger.info if recall >= _ENOUGH_RECALL else logger.warning
+        say("index of %s items: recall@10 %.4f, %.0f s", f"{len(self):,}", recall, time.perf_counter() - start)
+        return recall
 
     @torch.no_grad()
     def ranks_of(self, vector: Tensor, histories: Sequence[Sequence[str]], k: int = 10) -> list[int | None]:
@@ -414,7 +499,7 @@ class Recommender:
             k: the number of recommendations.
         """
         best = self.recommend(histories, k)
-        states = self._states(*self._padded([self._rows(each, "error") for each in histories]))
+        states = self._unit_states(*self._padded([self._rows(each, "error") for each in histories]))
         scores = (states @ F.normalize(vector, dim=-1)).tolist()
         ranks = [1 + sum(item.score >= score for item in found) for found, score in zip(best, scores, strict=True)]
         return [rank if rank <= k else None for rank in ranks]
@@ -451,28 +536,38 @@ class Recommender:
 
     def _model_scores(self, ids, lengths):
         """Scores for histories from `_padded`, float [B, rows]."""
-        model, scores = self.model, self._products(self._states(ids, lengths))
+        return self._add_logits(self._products(self._unit_states(ids, lengths)), ids, lengths)
+
+    def _unit_states(self, ids, lengths):
+        """User vectors of length 1, float [B, H]."""
+        rows = (ids - 1).clamp(min=0)
+        vectors = F.embedding(rows, self._units) * F.embedding(rows, self._lengths)  # [B, L, H]
+        return F.normalize(self.model.encode_histories(vectors, lengths), dim=-1)
+
+    def _add_logits(self, scores, ids, lengths):
+        """Add history bias, item-to-item logits and the bias of unseen items to scores, float [B, rows]."""
+        model = self.model
         if model.history_bias is not None:  # a score is a logit times the temperature
             bias = model.history_bias.logits(RowsAsBatch(ids, lengths, lengths), lambda ids: ids - 1)
             scores = bias._replace(values=bias.values * model.temperature).add_to(scores)
         if model.item_to_item is not None and model.item_to_item.factor:
             known = ids.masked_fill(ids > self._trained, 0)  # new items have no weights
             scores[:, : self._trained] += model.item_to_item.logits(known, lengths, model.temperature)
+        if self.unseen_bias and any(self._counts):
+            unseen = [slot for slot, count in enumerate(self._counts) if not count]
+            scores[:, unseen] += self.unseen_bias * model.temperature
         return scores
-
-    def _states(self, ids, lengths):
-        """The states of histories from `_padded`, of length 1, float [B, H]."""
-        rows = (ids - 1).clamp(min=0)
-        vectors = F.embedding(rows, self._units) * F.embedding(rows, self._lengths)  # [B, L, H]
-        model = self.model
-        states = model.encode_last(vectors, lengths)
-        if model.history_mean is not None:
-            states = states + model.history_mean.last(vectors, lengths)
-        return F.normalize(states, dim=-1)
 
     def _products(self, units):
         """Cosines with all items, block by block: float [B, H] -> float [B, rows]."""
         return torch.cat([units @ block.T for block in self._units.split(BLOCK)], dim=1)
+
+
+def _recall(exact, found):
+    """The share of the best items that were found. Items with equal scores are equally good."""
+    pairs = zip(exact, found, strict=True)
+    hits = [item.score > best[-1].score - 1e-6 for best, own in pairs for item in own]
+    return sum(hits) / sum(len(best) for best in exact)
 
 
 def _encoding_of(content):

