@@ -63,7 +63,7 @@ MODELS = {
     **_recbole("Caser FEARec FOSSIL GRU4RecCPR HGN HRM LightSANs NPE NextItNet RepeatNet SASRecCPR SHAN SINE STAMP"),
     **_recbole("DIEN DIN GRU4RecF SASRecF", needs=(ATTRIBUTES,)),
     **_recbole("GRU4RecKG KSR", needs=(GRAPH,)),
-    "SASRec": Baseline("baselines.sasrec:SASRec", ignores_padding=True),
+    "SASRec": Baseline("baselines.sasrec:SASRec", ignores_padding=True, derived_from="SASRec"),
     "SASRecHistory": Baseline("baselines.sasrec:SASRecHistory", ignores_padding=True, derived_from="SASRec"),
     "FDSA": Baseline("baselines.fdsa:FDSA", needs=(TEXT,), ignores_padding=True, derived_from="SASRec"),
     "S3Rec": Baseline("baselines.s3rec:S3Rec", needs=(TEXT,), ignores_padding=True, derived_from="SASRec"),

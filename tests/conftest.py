@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -29,6 +30,13 @@ SHARED = os.path.join(os.path.dirname(ROOT), "shared")
 PUBLISHED = {
     key: value for key, value in read_yaml(props_file("published.yaml")).items() if key not in ("n_exps", "fix_enc")
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _react_to_interrupts():
+    """Also if a shell has started the tests in the background, where it lets them ignore SIGINT."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
