@@ -25,9 +25,9 @@ def main(argv: list[str]) -> None:
         check_can_write(options.out)
     from serving.recommender import Recommender  # imported here: it takes seconds
 
-    items = read_catalogue(options.items, options) if options.items else ()
+    items, columns = read_catalogue(options.items, options) if options.items else (None, None)
     index = None if options.histories else False  # for one history, building an index would not pay
-    recommender = Recommender.from_pretrained(options.model, *items, index=index, unseen_bias=options.unseen_bias)
+    recommender = Recommender.from_pretrained(options.model, items, columns, index, options.unseen_bias)
     if options.new_items:
         recommender.add_items(*read_catalogue(options.new_items, options))
     settings = {"k": options.k, "exclude_history": not options.keep_history, "on_unknown": options.on_unknown}
@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
     history = [item.strip() for item in options.history.split(",") if item.strip()]
     recommendations = recommender.recommend(history, **settings)
     for item in history:
-        columns = recommender.columns.get(item, {})
-        print(f"{'history':>8}  {item:<14}  {_line(recommender.texts.get(item, 'unknown, skipped'), columns)}")
+        text, shown = recommender.texts.get(item, "unknown, skipped"), recommender.columns.get(item, {})
+        print(f"{'history':>8}  {item:<14}  {_line(text, shown)}")
     for rank, found in enumerate(recommendations, start=1):
         print(f"{rank:>2} {found.score:5.3f}  {found.id:<14}  {_line(found.text, found.columns)}")
 

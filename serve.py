@@ -25,16 +25,14 @@ def main(argv: list[str]) -> None:
     from serving.service import MAX_USERS, Shop, create_app
 
     torch.set_num_threads(options.threads)
-    items = read_catalogue(options.items, options) if options.items else ()
+    items, columns = read_catalogue(options.items, options) if options.items else (None, None)
     histories = itertools.islice(read_histories(options.histories), MAX_USERS) if options.histories else ()
     users = [history for _, history in histories]
     with _only_service_of(options.bundle):
         with writing(options.bundle):
             shop = Shop(
                 options.bundle,
-                lambda folder: Recommender.from_pretrained(
-                    folder, *items, index=options.index, unseen_bias=options.unseen_bias
-                ),
+                lambda folder: Recommender.from_pretrained(folder, items, columns, options.index, options.unseen_bias),
                 options.compare,
                 users,
             )

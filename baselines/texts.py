@@ -21,6 +21,8 @@ class TextProjection(nn.Module):
         ValueError: `adapter_layers` does not lead from D to H.
     """
 
+    table: Tensor
+
     def __init__(self, config, features, hidden_size: int):
         super().__init__()
         sizes = config["adapter_layers"] or [features.width, hidden_size]
