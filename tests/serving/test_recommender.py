@@ -140,6 +140,19 @@ def test_a_new_item_has_the_score_of_its_text(made):
     assert len(recommender.similar("Tiny1003", k=99)) == len(recommender) - 1, "all but the item itself"
 
 
+def test_the_bias_of_unseen_items_is_for_new_items(recommender, made):
+    biased = Recommender.from_pretrained(made["transductive_ft"][1], unseen_bias=2.0)
+    old = ids(0, 3, 9)
+    for each in (recommender, biased):
+        each.add_items({"new": "something new"})
+    plain, found = (each.score(ids(1, 2), [*old, "new"]) for each in (recommender, biased))
+    assert found[:3] == plain[:3]
+    assert found[3] == pytest.approx(plain[3] + 2.0 * recommender.model.temperature, abs=1e-6)
+    untrained = Recommender.from_pretrained(made["pretrain"][1], {"a": "one", "b": "two"}, unseen_bias=2.0)
+    without = Recommender.from_pretrained(made["pretrain"][1], {"a": "one", "b": "two"})
+    assert untrained.score(["a"], ["b"]) == without.score(["a"], ["b"]), "all items are new"
+
+
 def test_a_pretrained_bundle_recommends_from_a_new_catalogue(made):
     items = {f"sku{number}": f"thing number {number}" for number in range(12)}
     recommender = Recommender.from_pretrained(made["pretrain"][1], items)
