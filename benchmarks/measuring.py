@@ -67,24 +67,26 @@ def open_data(stage: str, folder: str, name: str, **settings: object) -> "tuple[
     return config, UniSRecDataset(config)
 
 
-def training_rate(config: "Config", dataset: "UniSRecDataset", seconds: float, warm_up: int = 2) -> float:
+def training_rate(
+    config: "Config", dataset: "UniSRecDataset", seconds: float, warm_up: int = 2, batches: Any = None
+) -> float:
     """Measure the speed of training, making the batches included.
 
     Args:
         config, dataset: from `open_data`.
         seconds: the shortest time to measure. At least one step is measured.
         warm_up: number of steps before the measurement.
+        batches: an iterable over the batches of an epoch. None: batches of sequences.
 
     Returns:
         Predictions per second.
     """
     from engine.building import build_model, sequence_batches
     from engine.optimizer import make_optimizer
-    from unisrec import UniSRec
 
-    model = build_model(UniSRec, config, dataset).train()
+    model = build_model(config.model_class, config, dataset).train()
     optimizer = make_optimizer(config, model)
-    batches = sequence_batches(config, dataset)
+    batches = sequence_batches(config, dataset) if batches is None else batches
     predictions, steps, start = 0, 0, time.perf_counter()
     while True:
         for batch in batches:
