@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import sys
 
 from common.errors import UserError, run_command
 from engine.settings import help_text, parse_command_line
@@ -64,8 +65,9 @@ def spawn(options, processes):
     errors = torch.multiprocessing.get_context("spawn").SimpleQueue()
     context = torch.multiprocessing.spawn(_spawned, (options, errors), nprocs=processes, join=False)
 
+    preemption = Preemption(lambda: [process.terminate() for process in context.processes])
     try:
-        with Preemption(lambda: [process.terminate() for process in context.processes]):
+        with preemption:
             while not context.join(grace_period=GRACE):
                 pass
     except torch.multiprocessing.ProcessExitedException as end:
@@ -73,6 +75,9 @@ def spawn(options, processes):
             raise UserError(errors.get()) from None
         if end.exit_code == PREEMPTED:
             raise SystemExit(PREEMPTED) from None
+        if preemption.name:  # before the processes could react
+            print("stopped before the training began", file=sys.stderr)
+            raise SystemExit(130) from None
         how = f"was killed ({end.signal_name})" if end.signal_name else f"ended with code {end.exit_code}"
         raise SystemExit(
             f"error: process {end.error_index} of {processes} {how}, the others were stopped; "

@@ -56,6 +56,8 @@ def _pretrain(config):
         raise UserError(
             "option --pre_model_path: the stage finetune starts from it; expected --resume or no checkpoint"
         )
+    if "epochs" in config.given:
+        raise UserError("option --epochs: this stage has --pretrain_epochs; leave --epochs out")
     config["epochs"] = config["pretrain_epochs"]
     pretrain(config)
 

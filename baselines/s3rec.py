@@ -25,6 +25,7 @@ from baselines.texts import TextProjection
 from layers.losses import keep_local
 
 TASKS = ("aap", "mip", "map", "sp")
+_DRAWS = 100  # of an item outside a sequence
 
 
 class Corruption(NamedTuple):
@@ -83,14 +84,16 @@ class S3Rec(SASRec):
         if self.train_stage == "finetune":
             return super().calculate_loss(batch)
         texts = self.texts(torch.arange(1, self.n_items, device=self.mask.device))
-        loss = sum(
-            self.task_weights[task] * losses.sum()
-            for items in batch.items
-            for task, losses in self.tasks(items, self.corrupt(items), texts)
-        )
-        count = torch.tensor([float(sum(map(len, batch.items)))], device=loss.device)
+        # a process without a share of the batch has a sequence without scored positions, which must not count
+        pairs = zip(batch.items, batch.scored, strict=True)
+        sequences = [items[torch.unique(scored // items.size(1))] for items, scored in pairs]
+        loss = 0.0 * sum(parameter.sum() for parameter in self.parameters())  # every process has all gradients
+        for items in filter(len, sequences):
+            for task, losses in self.tasks(items, self.corrupt(items), texts):
+                loss = loss + self.task_weights[task] * losses.sum()
+        count = torch.tensor([float(sum(map(len, sequences)))], device=loss.device)
         (all_counts,), _, processes = self.gather(count)
-        return loss * processes / all_counts.sum()
+        return loss * processes / all_counts.sum().clamp(min=1)
 
     @torch.no_grad()
     def corrupt(self, items: Tensor) -> Corruption:
@@ -112,9 +115,13 @@ class S3Rec(SASRec):
         )
 
     def _outside(self, items):
-        """A random item for each position that is not in its sequence, int64 [B, L]."""
+        """A random item for each position that is not in its sequence, int64 [B, L]. A sequence that holds almost the
+        whole catalogue may keep one of its own items."""
         drawn = torch.randint_like(items, 1, self.n_items)
-        while (inside := (drawn[:, :, None] == items[:, None]).any(2) & (items > 0)).any():
+        for _ in range(_DRAWS):
+            inside = (drawn[:, :, None] == items[:, None]).any(2) & (items > 0)
+            if not inside.any():
+                break
             drawn[inside] = torch.randint_like(drawn[inside], 1, self.n_items)
         return drawn
 

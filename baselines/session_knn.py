@@ -14,6 +14,8 @@ from layers.item_to_item import recency_weights, user_items
 class VSKNN(SequentialRecommender):
     """V-SKNN (Ludewig and Jannach, UMUAI 28, 2018): nearest neighbors of a history among the training sequences.
 
+    All training items of a user are one sequence here.
+
     The items of the history have weights that decay from the newest item to older ones. The similarity of a training
     sequence is the sum of the weights of the items that it shares, divided by the square root of its number of items.
     The score of an item is the sum, over the nearest sequences that hold it, of their similarity times the largest
@@ -39,6 +41,8 @@ class VSKNN(SequentialRecommender):
         scores = np.zeros((len(history), self.matrix.shape[1]), np.float32)
         for row, (items, own) in enumerate(zip(history.numpy(), weights.numpy(), strict=True)):
             scores[row] = self._scores(items[own > 0] - 1, own[own > 0])
+            if not self.recommend_history:
+                scores[row, items[items > 0] - 1] = 0
         return F.pad(torch.from_numpy(scores), (1, 0), value=-torch.inf).to(interaction[self.ITEM_SEQ].device)
 
     def predict(self, interaction: Interaction) -> Tensor:
@@ -55,7 +59,4 @@ class VSKNN(SequentialRecommender):
         if not len(nearest):
             return np.zeros(self.matrix.shape[1], np.float32)
         newest = shared[nearest].multiply(weights).max(axis=1).toarray()[:, 0]
-        scores = (similarity[nearest] * newest) @ self.matrix[nearest]
-        if not self.recommend_history:
-            scores[items] = 0
-        return scores
+        return (similarity[nearest] * newest) @ self.matrix[nearest]

@@ -2,9 +2,9 @@
 
     python benchmarks/baselines.py -d Scientific [--data_path DIR] [--seconds 20]
 
-On rows, SASRec is RecBole's class, and FDSA computes what RecBole's class does: one padded row per prefix. RecBole's own
-FDSA and S3Rec need attributes, which the data sets do not have. GRU4Rec and BERT4Rec are RecBole's. Each measurement
-runs in a process of its own. A step on rows takes up to two minutes on one core.
+On rows, SASRec is RecBole's class, and FDSA computes what RecBole's class does: one padded row per prefix. RecBole's
+own FDSA and S3Rec need attributes, which the data sets do not have. GRU4Rec and BERT4Rec are RecBole's. Each
+measurement runs in a process of its own. A step on rows takes up to two minutes on one core.
 """
 
 import argparse

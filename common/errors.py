@@ -30,7 +30,7 @@ def run_command(main: Callable[[list[str]], object], argv: list[str] | None = No
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("stopped by the user", file=sys.stderr)
+        print("stopped by a signal", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         if in_main_thread:

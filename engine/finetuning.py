@@ -104,7 +104,7 @@ def run_baseline(config):
     start_logging(config)
     if not entry(config.model_class).trains:
         config["epochs"] = 0
-    path = config["pre_model_path"]
+    path = config["pre_model_path"] if hasattr(config.model_class, "only_pretrained") else None
     checkpoint = read_checkpoint(path) if path else None
     if checkpoint:
         adopt_settings(config, checkpoint, path)

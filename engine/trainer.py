@@ -27,7 +27,8 @@ from engine.training_state import Progress, check_training_state, load_optimizer
 # The settings that determine the order of the data in an epoch. A training that was stopped within an epoch can only be
 # continued in the same order.
 _ORDER = {"dataset", "seed", "train_batch_size", "predictions_per_row", "MAX_ITEM_LIST_LENGTH"}
-_ORDER |= {"train_fraction", "holdout_items"}
+_OF_THE_DATA = {"train_fraction", "holdout_items"}
+_ORDER |= _OF_THE_DATA
 _FIXED = ("learner", "pretrain_loss")  # no training can be continued with another value
 # They replace the epoch in the name of a checkpoint that was saved within the next epoch
 _STOPPED, _FAILED = "{epoch}-stopped", "{epoch}-failed"
@@ -122,6 +123,8 @@ class Trainer:
                     self.save(self._epoch_path(epoch + 1))
             elif epoch + 1 == last or (epoch + 1) % self.config["eval_step"] == 0:
                 self._validate(validate)
+                if self.preemption.requested(self.device):
+                    self._save_and_exit()
                 if self.progress.waited >= self.config["stopping_step"]:
                     break
 
@@ -220,8 +223,12 @@ class Trainer:
         """The norm of all gradients before they are clipped, float32 []."""
         if self.config["clip_grad_norm"]:
             return clip_grad_norm_(self.model.parameters(), **self.config["clip_grad_norm"]).float()
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        return get_total_norm([each.coalesce().values() if each.is_sparse else each for each in gradients]).float()
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        for parameter in parameters:
+            if parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+        gradients = [parameter.grad for parameter in parameters]
+        return get_total_norm([each.values() if each.is_sparse else each for each in gradients]).float()
 
     def _stop_at_step(self, loss, norm, generators):
         """Stop before a step with NaN or infinite numbers. If the training can be resumed, save what repeats the step.
@@ -239,9 +246,12 @@ class Trainer:
         if has_epochs(self.path):
             path = self._epoch_path(_FAILED.format(epoch=self.progress.epoch))
             self._set_generators(generators)
-            self.save(path)
+            try:
+                self.save(path)
+                again = f"; --resume={path} repeats this step"
+            except UserError as failure:  # a full disk must not hide the reason
+                again = f"; what repeats this step could not be saved: {failure}"
             gather_objects(None)  # if one process exits first, the others are killed. Wait until the file is saved
-            again = f"; --resume={path} repeats this step"
         raise UserError(
             f"{' and '.join(found) or 'the loss or the gradient norm of another process is not finite'} in {where}; "
             "set a lower --learning_rate or --clip_grad_norm='{max_norm: 1.0}'" + again
@@ -347,7 +357,7 @@ class Trainer:
         """The existing checkpoints that the rest of a training without validation may replace. Set of str."""
         done, last = self.progress.epoch, self.config["epochs"]
         names: set[int | str] = {epoch for epoch in range(done + 1, last + 1) if self._saves_after(epoch, save_step)}
-        names |= {_STOPPED.format(epoch=epoch) for epoch in range(done, last)}
+        names |= {name.format(epoch=epoch) for epoch in range(done, last) for name in (_STOPPED, _FAILED)}
         found = set(epoch_files(self.path))
         return {self._epoch_path(name) for name in names} & found - {self.resumed_from}
 
@@ -394,11 +404,12 @@ class Trainer:
             then, now = changed[key]
             raise UserError(f"{path}: was stopped within an epoch, with {key} {then}, not {now}; set --{key}={then}")
         if progress.epoch >= self.config["epochs"]:
+            option = "--pretrain_epochs" if self.config["pretrain_epochs"] else "--epochs"
             raise UserError(
-                f"{path}: has completed {progress.epoch} epochs, but --epochs is {self.config['epochs']}; "
-                "set a larger --epochs"
+                f"{path}: has completed {progress.epoch} epochs, but {option} is {self.config['epochs']}; "
+                f"set a larger {option}"
             )
-        self._check_data(checkpoint.get("run_data"), path)
+        self._check_data(checkpoint.get("run_data"), path, changed)
         self.resumed_from = path
         load_optimizer(self.optimizer, checkpoint["optimizer"], path)
         if changed:
@@ -413,8 +424,14 @@ class Trainer:
         within = f" and {self.progress.batch} batches" if self.progress.batch else ""
         logger.info("continuing after epoch %d%s", self.progress.epoch, within)
 
-    def _check_data(self, then, path):
-        """Check that the data are those of the checkpoint, unless the user allows others. `then` is their hash."""
+    def _check_data(self, then, path, changed):
+        """Check that the data are those of the checkpoint, unless the user allows others.
+
+        Args:
+            then: their hash.
+            path: the checkpoint, for messages.
+            changed: from `changed_settings`.
+        """
         if not self.run or self.run.data == then:
             return
         if then is None:
@@ -422,6 +439,9 @@ class Trainer:
         elif self.config["allow_changed_data"]:
             logger.warning("warning: the data have changed since %s was saved; going on with those of today", path)
         else:
+            for key in sorted(changed.keys() & _OF_THE_DATA):
+                told = "was trained with {0}, not {1}; set --{2}={0}, or go on with --allow_changed_data"
+                raise UserError(f"{path}: " + told.format(*changed[key], key))
             raise UserError(
                 f"{path}: was trained on other data than those of {self.config['dataset']} today (interactions or text "
                 "features differ); bring them back, start anew, or go on with --allow_changed_data"

@@ -18,7 +18,9 @@ class OnnxRecommender:
         with open(f"{folder}/onnx/scoring.json", encoding="utf-8") as file:
             self.scoring = json.load(file)
         self.items, self.user = (onnxruntime.InferenceSession(f"{folder}/onnx/{name}.onnx") for name in GRAPHS)
-        self.vectors = read_tensor(f"{folder}/items.safetensors", "vectors")  # [N, H]
+        self.vectors = read_tensor(f"{folder}/items.safetensors", "vectors")  # [N, H]; 0 for a removed item
+        self.added = np.zeros(len(self.vectors), np.float32)
+        self.added[self.scoring["unseen_rows"]] = self.scoring["unseen_bias"]
         if self.scoring["item_to_item_factor"]:
             names = ("item_to_item.columns", "item_to_item.values")
             self.columns, self.values = (read_tensor(f"{folder}/model.safetensors", name) for name in names)
@@ -26,6 +28,7 @@ class OnnxRecommender:
     def add_items(self, texts: np.ndarray) -> None:
         """Add items as new rows. `texts` are vectors of the text encoder, float32 [n, D], n at least 1."""
         self.vectors = np.concatenate([self.vectors, self.items.run(None, {"texts": texts})[0]])
+        self.added = np.append(self.added, np.full(len(texts), self.scoring["unseen_bias"], np.float32))
 
     def scores(self, history: list[int]) -> np.ndarray:
         """The scores of all rows, float32 [N], for a history of rows, oldest first."""
@@ -42,7 +45,7 @@ class OnnxRecommender:
         logits[history] = 0  # item-to-item logits are for other items only, the history bias for those of the history
         for row, age in newest.items() if bias else ():
             logits[row] = bias[min(age, len(bias) - 1)]
-        return cosines + logits
+        return np.where(self.vectors.any(1), cosines + logits + self.added, -np.inf)
 
 
 GRAPHS, TYPES = ("items", "user"), {"F32": np.float32, "I32": np.int32}

@@ -78,7 +78,8 @@ def export(folder: str) -> None:
                 f"{folder}: has no items of its own, and without a catalogue there is no whitening; fine-tune it, "
                 "or load it with items and save it (Recommender.save_pretrained)"
             )
-    model = Recommender.from_pretrained(folder).model
+    recommender = Recommender.from_pretrained(folder)
+    model = recommender.model
     histories = torch.zeros(3, 2, model.hidden_size), torch.tensor([2, 1, 1])
     with staged_folder(os.path.join(folder, ONNX)) as staging:
         _write_graph(
@@ -95,11 +96,13 @@ def export(folder: str) -> None:
             {"vectors": {0: "batch", 1: "length"}, "lengths": {0: "batch"}},
             "user",
         )
-        write_json(os.path.join(staging, SCORING), _scoring(model, read_json(os.path.join(folder, CONFIG))["sha256"]))
+        checksum = read_json(os.path.join(folder, CONFIG))["sha256"]
+        write_json(os.path.join(staging, SCORING), _scoring(recommender, checksum))
 
 
-def _scoring(model, checksum) -> dict[str, Any]:
+def _scoring(recommender, checksum) -> dict[str, Any]:
     """What a score has beside the cosine. Logits are multiplied by the temperature, as a score is a cosine."""
+    model, unseen_bias = recommender.model, recommender.bias_of_unseen()
     bias, weights = model.history_bias, model.item_to_item
     used = weights is not None and weights.factor
     return {
@@ -108,6 +111,8 @@ def _scoring(model, checksum) -> dict[str, Any]:
         "history_bias": [] if bias is None else (bias.values() * model.temperature).tolist(),
         "item_to_item_factor": float(weights.factor * model.temperature) if used else 0.0,
         "item_to_item_decay": float(weights.decay) if used else 1.0,
+        "unseen_bias": unseen_bias,
+        "unseen_rows": recommender.unseen_rows() if unseen_bias else [],
     }
 
 

@@ -94,6 +94,7 @@ class Recommender:
         self._units = torch.zeros(0, model.hidden_size)  # whole blocks, padded with zeros
         self._lengths = torch.zeros(0, 1)
         self._present = torch.zeros(0, dtype=torch.bool)  # whether a row has an item
+        self._unseen = torch.zeros(0, dtype=torch.bool)  # whether the item of a row was not in the training data
         self._trained = model.n_items - 1  # the first rows are the items that the model was built for
         self._index: Any = None  # a `serving.index.Index` of all items. None: exact search
         self._encoder: Encoder | None = None
@@ -189,7 +190,9 @@ class Recommender:
         more = {name: [columns.get(name) for columns in shown] for name in names}
         table = pl.DataFrame(own | more, schema_overrides={"id": pl.String})
         content = self._content | {"state_dict": self.model.state_dict(), "train_stage": self.model.train_stage}
-        write_bundle(folder, content, (table, (self._units * self._lengths)[:rows]))
+        content["config"] = content["config"] | {"unseen_bias": self.unseen_bias}
+        vectors = (self._units * self._lengths * self._present[:, None])[:rows]
+        write_bundle(folder, content, (table, vectors))
 
     def push_to_hub(self, name: str, private: bool = False, token: str | None = None) -> str:
         """Upload a bundle with the items as they are now to the Hugging Face hub. Returns its address.
@@ -298,9 +301,10 @@ class Recommender:
         start, end = len(self._ids), len(self._ids) + len(ids)
         room = max(-(-end // BLOCK) * BLOCK - len(self._units), 0)
         self._units, self._lengths = (F.pad(table, (0, 0, 0, room)) for table in (self._units, self._lengths))
-        self._present = F.pad(self._present, (0, room))
+        self._present, self._unseen = (F.pad(table, (0, room)) for table in (self._present, self._unseen))
         self._set(slice(start, end), vectors)
         self._present[start:end] = torch.tensor([item is not None for item in ids], dtype=torch.bool)
+        self._unseen[start:end] = torch.tensor(counts) == 0
         self._ids += ids
         self._counts += counts
         self.texts |= {item: text for item, text in zip(ids, texts, strict=True) if item is not None}
@@ -369,7 +373,7 @@ class Recommender:
             candidates[[self._slot(item, "allowed") for item in allowed]] = True
         found = []
         for start in range(0, len(rows), batch_size):
-            if allowed is None and self._index is not None:
+            if allowed is None and self._index is not None and not self.bias_of_unseen():
                 found += self._best_of_index(rows[start : start + batch_size], k, exclude_history)
             else:
                 found += self._best(rows[start : start + batch_size], k, candidates, exclude_history)
@@ -464,7 +468,8 @@ class Recommender:
     def build_index(self) -> float:
         """Build an approximate index of the items. `recommend`, `similar` and `nearest` then use it.
 
-        Only the choice of candidates is approximate. Scores are exact, and so is `recommend` with `allowed`. Items that
+        Only the choice of candidates is approximate. Scores are exact, and so is `recommend` with `allowed` or with a
+        bias of unseen items. Items that
         are added or removed later are added to the index or removed from it.
 
         Returns:
@@ -500,7 +505,7 @@ class Recommender:
         """
         best = self.recommend(histories, k)
         states = self._unit_states(*self._padded([self._rows(each, "error") for each in histories]))
-        scores = (states @ F.normalize(vector, dim=-1)).tolist()
+        scores = (states @ F.normalize(vector, dim=-1) + self.bias_of_unseen()).tolist()
         ranks = [1 + sum(item.score >= score for item in found) for found, score in zip(best, scores, strict=True)]
         return [rank if rank <= k else None for rank in ranks]
 
@@ -538,6 +543,10 @@ class Recommender:
         """Scores for histories from `_padded`, float [B, rows]."""
         return self._add_logits(self._products(self._unit_states(ids, lengths)), ids, lengths)
 
+    def unseen_rows(self) -> list[int]:
+        """The rows of the items that were not in the training data, as in the table of a saved bundle."""
+        return self._unseen[: len(self._ids)].nonzero()[:, 0].tolist()
+
     def _unit_states(self, ids, lengths):
         """User vectors of length 1, float [B, H]."""
         rows = (ids - 1).clamp(min=0)
@@ -553,10 +562,14 @@ class Recommender:
         if model.item_to_item is not None and model.item_to_item.factor:
             known = ids.masked_fill(ids > self._trained, 0)  # new items have no weights
             scores[:, : self._trained] += model.item_to_item.logits(known, lengths, model.temperature)
-        if self.unseen_bias and any(self._counts):
-            unseen = [slot for slot, count in enumerate(self._counts) if not count]
-            scores[:, unseen] += self.unseen_bias * model.temperature
+        if self.bias_of_unseen():
+            scores[:, self._unseen] += self.bias_of_unseen()
         return scores
+
+    def bias_of_unseen(self) -> float:
+        """What is added to the score of an item that was not in the training data."""
+        any_seen = bool((~self._unseen[: len(self._ids)]).any())
+        return self.unseen_bias * self.model.temperature if any_seen else 0.0
 
     def _products(self, units):
         """Cosines with all items, block by block: float [B, H] -> float [B, rows]."""

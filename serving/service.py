@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import hmac
 import importlib.resources
+import os
 import threading
 import time
 import urllib.parse
@@ -34,6 +35,7 @@ MAX_TEXT = 10_000  # characters
 MAX_COLUMNS = 20  # to show with an item
 TOGETHER = 64  # requests that are encoded together
 MAX_USERS = 200  # example users
+_USERS_AT_ONCE = 25  # whose recommendations are computed before others may use the recommender
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
@@ -84,6 +86,11 @@ class AddRequest(_Strict):
     items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)]
 
 
+def _name_of(path):
+    """The name of a model to compare with. Its path is nobody else's business."""
+    return os.path.basename(os.path.abspath(path))
+
+
 class Shop:
     """The recommender that is in use, and its changes on the disk.
 
@@ -104,6 +111,8 @@ class Shop:
         compare: Sequence[str] = (),
         users: Sequence[list[str]] = (),
     ):
+        if len(set(map(_name_of, compare))) < len(compare):
+            raise UserError(f"--compare: found two models of one name in {', '.join(compare)}; rename a folder")
         self.folder, self._load, self._compare = folder, load, compare
         self.users = users
         self._using, self._changing = threading.Lock(), threading.Lock()
@@ -112,7 +121,8 @@ class Shop:
     def _open(self):
         journal, recommender = Journal(self.folder), self._load(self.folder)
         journal.replay(recommender)
-        return journal, recommender, {name: load_beside(name, recommender) for name in self._compare}
+        others = {_name_of(path): load_beside(path, recommender) for path in self._compare}
+        return journal, recommender, others
 
     def reload(self) -> None:
         """Take over the bundle as it is on the disk now. Until it is loaded, the old one answers."""
@@ -156,11 +166,12 @@ class Shop:
             raise UserError(f"model: found {name!r}, expected one of {list(self.others)}, or none")
         return self.others[name]
 
-    def explain(self, history: list[str], ids: list[str]) -> list[str | None]:
+    def explain(self, history: list[str], ids: list[str], model: str | None = None) -> list[str | None]:
         """See `Recommender.nearest_of`. An item that was removed meanwhile has no explanation."""
         with self._using:
-            if all(item in self.recommender.texts for item in ids):
-                return self.recommender.nearest_of(history, ids)
+            recommender = self._model(model)
+            if all(item in recommender.texts for item in ids):
+                return recommender.nearest_of(history, ids)
         return [None] * len(ids)
 
     def similar(self, item: str, k: int) -> list[Any]:
@@ -187,7 +198,11 @@ class Shop:
             known = [[item for item in history if item in recommender.texts] for history in self.users]
             numbers = [number for number, history in enumerate(known) if history]
             histories = [known[number] for number in numbers]
-            ranks = recommender.ranks_of(vector, histories, 100) if histories else []
+        ranks: list[int | None] = []
+        for start in range(0, len(histories), _USERS_AT_ONCE):  # others may use the recommender in between
+            with self._using:
+                ranks += recommender.ranks_of(vector, histories[start : start + _USERS_AT_ONCE], 100)
+        with self._using:
             found = sorted((rank, number) for rank, number in zip(ranks, numbers, strict=True) if rank)
             users = [
                 {"user": number + 1, "rank": rank, "history": [_shown(recommender, item) for item in known[number]]}
@@ -353,7 +368,8 @@ def _add_reading(app: FastAPI, shop: Shop, batcher: Batcher) -> None:
         """
         items = [dataclasses.asdict(item) for item in await batcher.recommend(request)]
         if request.explain:
-            names = await asyncio.to_thread(shop.explain, request.history, [item["id"] for item in items])
+            ids = [item["id"] for item in items]
+            names = await asyncio.to_thread(shop.explain, request.history, ids, request.model)
             items = [item | {"because": name} for item, name in zip(items, names, strict=True)]
         return {"items": items}
 

@@ -161,6 +161,15 @@ def test_item_knn_equals_its_formula(small):
         assert (low - 1e-5 <= scores[row]).all() and (scores[row] <= high + 1e-5).all(), "but for ties at the border"
 
 
+def test_vsknn_leaves_out_items_without_weight(small):
+    model, dataset, _ = small(VSKNN, decay=0.0)
+    rows = dataset.build()[2][slice(None)]
+    scores = model.full_sort_predict(rows)
+    for row, length in enumerate(rows["item_length"].tolist()):
+        assert (scores[row, rows["item_id_list"][row, :length]] == 0).all()
+    assert (scores[:, 1:] > 0).any()
+
+
 @pytest.mark.parametrize("recommend_history", [False, True])
 def test_vsknn_equals_its_formula(small, recommend_history):
     model, dataset, _ = small(VSKNN, neighbors=100, decay=0.6, recommend_history=recommend_history)

@@ -175,6 +175,16 @@ def test_the_loss_is_the_weighted_sum_per_sequence(small):
     assert loss.item() == pytest.approx(float(total) / sum(map(len, batch.items)), rel=1e-5)
 
 
+def test_a_sequence_without_scored_positions_counts_for_nothing(small):
+    """Another process has its predictions."""
+    model, dataset = open_model(S3Rec, small)
+    batches = SequenceBatches(dataset.sequences("train"), 10**6, dataset.max_history, 50)
+    idle = batches.make_batch(np.arange(1), scored=False)
+    loss = model.calculate_loss(idle)
+    loss.backward()
+    assert loss == 0 and all((parameter.grad == 0).all() for parameter in model.parameters())
+
+
 # -- the text matters ----------------------------------------------------------------------------------------------
 
 

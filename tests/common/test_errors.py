@@ -34,7 +34,7 @@ def test_stopping_a_command_leaves_no_traceback(capsys):
     with pytest.raises(SystemExit) as end:
         run_command(fail_with(KeyboardInterrupt()), [])
     assert end.value.code == 130
-    assert capsys.readouterr().err == "stopped by the user\n"
+    assert capsys.readouterr().err == "stopped by a signal\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -42,7 +42,7 @@ def test_signals_end_a_command_with_one_line(capsys, number):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as end:
         run_command(lambda argv: os.kill(os.getpid(), number) or time.sleep(9), [])
-    assert end.value.code == 130 and capsys.readouterr().err == "stopped by the user\n"
+    assert end.value.code == 130 and capsys.readouterr().err == "stopped by a signal\n"
     assert signal.getsignal(signal.SIGTERM) == before
 
 

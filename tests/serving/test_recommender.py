@@ -140,7 +140,7 @@ def test_a_new_item_has_the_score_of_its_text(made):
     assert len(recommender.similar("Tiny1003", k=99)) == len(recommender) - 1, "all but the item itself"
 
 
-def test_the_bias_of_unseen_items_is_for_new_items(recommender, made):
+def test_the_bias_of_unseen_items_is_for_new_items(recommender, made, tmp_path):
     biased = Recommender.from_pretrained(made["transductive_ft"][1], unseen_bias=2.0)
     old = ids(0, 3, 9)
     for each in (recommender, biased):
@@ -148,6 +148,13 @@ def test_the_bias_of_unseen_items_is_for_new_items(recommender, made):
     plain, found = (each.score(ids(1, 2), [*old, "new"]) for each in (recommender, biased))
     assert found[:3] == plain[:3]
     assert found[3] == pytest.approx(plain[3] + 2.0 * recommender.model.temperature, abs=1e-6)
+    ranks = biased.ranks_of(biased.represent(["a newer thing"])[0], [ids(1, 2), ids(5)], k=40)
+    biased.add_items({"newer": "a newer thing"})
+    for rank, history in zip(ranks, (ids(1, 2), ids(5)), strict=True):
+        assert [item.id for item in biased.recommend(history, 40)][rank - 1] == "newer"
+    biased.save_pretrained(str(tmp_path / "saved"))
+    again = Recommender.from_pretrained(str(tmp_path / "saved"))
+    assert again.score(ids(1, 2), ["new"]) == pytest.approx(biased.score(ids(1, 2), ["new"]))
     untrained = Recommender.from_pretrained(made["pretrain"][1], {"a": "one", "b": "two"}, unseen_bias=2.0)
     without = Recommender.from_pretrained(made["pretrain"][1], {"a": "one", "b": "two"})
     assert untrained.score(["a"], ["b"]) == without.score(["a"], ["b"]), "all items are new"

@@ -85,8 +85,9 @@ def test_models_to_compare_with_recommend_the_same_items(open_client, folder, ma
     recommender.remove_items(ids(7))
     recommender.add_items({"gone": "it is not in the shop"})
     recommender.save_pretrained(str(other))
-    names = [UNTRAINED, made["pretrain"][1], str(other)]
-    client = open_client(compare=names)
+    paths = [UNTRAINED, made["pretrain"][1], str(other)]
+    client = open_client(compare=paths)
+    names = [UNTRAINED, "pretrained", "other"]  # not where they lie
     assert client.get("/v1/model").json()["compare"] == names
     new = {"id": "new", "text": "a spoon", "columns": {"title": "Spoon"}}
     client.post("/v1/items", json={"items": [new]})
