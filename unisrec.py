@@ -74,9 +74,12 @@ class UniSRec(AllPositions, SASRec):
         self.features = dataset.features
         self.domain_ends = np.cumsum(dataset.catalogue.counts)  # the last id of each domain
         self.unseen_negatives = config["unseen_negatives"]
-        self.unseen_bias = config["unseen_bias"]
         self._seen: list[Tensor] | None = None  # per domain, the items of the training data; None: all items
-        self._unseen_scores: Tensor | None = None  # float [N], added to the scores
+        if self.unseen_negatives and config["unseen_bias"]:
+            raise ValueError("unseen_bias needs unseen_negatives False")
+        bias = None if self.unseen_negatives else torch.tensor(float(config["unseen_bias"] or 0.0))
+        self.register_buffer("unseen_bias", bias)
+        self.unseen: Tensor | None = None  # float [N], 1 for the items that are not in the training data; see below
         self.moe_adaptor = MoEAdaptor(
             config["n_exps"],
             self.features.width,
@@ -146,20 +149,18 @@ class UniSRec(AllPositions, SASRec):
 
         They are left out of the softmax (`unseen_negatives: False`): such an item is never a target, and as a negative
         of every prediction it would only be pushed away. So training says nothing about how their scores compare with
-        those of other items. `unseen_bias` is added to their logits.
+        those of other items. `unseen_bias` is added to their logits; `engine.unseen` chooses it.
 
         Args:
             sequences: `dataset.sequences("train")`.
         """
         is_seen = np.bincount(sequences.items, minlength=self.n_items) > 0
         device = self.position_embedding.weight.device
+        self.unseen = torch.from_numpy(~is_seen[1:]).float().to(device)
         if not self.unseen_negatives:
             seen = np.flatnonzero(is_seen)
             by_domain = np.split(seen, np.searchsorted(seen, self.domain_ends[:-1], side="right"))
             self._seen = [torch.from_numpy(ids).to(device) for ids in by_domain]
-        if self.unseen_bias:
-            unseen = torch.from_numpy(~is_seen[1:]).float().to(device)
-            self._unseen_scores = unseen * self.unseen_bias * self.temperature
 
     def item_table(self, ids: Tensor | None = None) -> Tensor:
         """The representations of many items, float [n, H].
@@ -317,8 +318,9 @@ class UniSRec(AllPositions, SASRec):
         bias = self._history_logits(batch, lambda ids: ids - 1)
         # the losses divide cosines by the temperature, and a score is a cosine
         parts = [] if bias is None else [bias._replace(values=bias.values * self.temperature)]
-        if self._unseen_scores is not None:
-            parts.append(DenseLogits(self._unseen_scores.expand(len(lengths), -1)))
+        if self.unseen is not None and self.unseen_bias is not None and self.unseen_bias:
+            values = self.unseen * (self.unseen_bias * self.temperature)
+            parts.append(DenseLogits(values.expand(len(lengths), -1)))
         if self.item_to_item is not None and self.item_to_item.factor:
             parts.append(DenseLogits(self.item_to_item.logits(history, lengths, self.temperature)))
         return SumOfLogits(tuple(parts)) if parts else None

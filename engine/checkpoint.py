@@ -39,11 +39,11 @@ SHAPE = (
 # Parts that a user may add to a checkpoint without them. At first they do not change its scores.
 _ADDED = {key: f"{key}." for key in ("history_mean", "history_bias", "item_to_item")}  # -> beginning of its tensors
 _OF_THE_DATA = ("whitening.",)  # tensors that follow from the text features. Every data set has its own
-_OF_THE_SHOP = ("history_mean.",)  # what older interactions say about the next one differs between shops
+_OF_THE_SHOP = ("history_mean.", "unseen_bias")  # they differ between shops
 PUBLISHED = "published"  # the recipe of checkpoints that do not name theirs
 # settings of checkpoints that were saved before the settings existed
 _BEFORE = {"pretrain_loss": "contrastive", "train_fraction": 1.0, "holdout_items": 0.0}
-_BEFORE |= {"unseen_negatives": True, "unseen_bias": 0.0}
+_BEFORE |= {"unseen_negatives": True, "unseen_bias": None}
 # settings that may differ between the parts of a run
 _NOT_OF_A_RUN = dict.fromkeys(
     ("epochs", "resume", "show_progress", "device", "checkpoint_dir", "data_path", "allow_changed_data")
@@ -317,10 +317,11 @@ def to_published_layout(state):
 
 
 def load_weights(model, checkpoint, path, item_tokens=None):
-    """Load a checkpoint's weights into a model. The tensors of both must be the same, with four exceptions.
+    """Load a checkpoint's weights into a model. The tensors of both must be the same, with five exceptions.
 
     - A checkpoint without an id embedding may be loaded into the transductive stage. The id embedding of the model then
       keeps its initial weights.
+    - A bias of unseen items is loaded only if both have one.
     - A checkpoint without the parts of `_ADDED` may be loaded into a model with them. They then start without effect.
     - The whitening of the texts is not loaded. It belongs to the catalogue of the data set.
     - The history mean is not loaded if a pre-trained model is loaded for fine-tuning. It belongs to the source shops.
@@ -340,14 +341,14 @@ def load_weights(model, checkpoint, path, item_tokens=None):
     kept = _OF_THE_DATA + tuple(part for part in _OF_THE_SHOP if is_transfer and _has_part(checkpoint, part))
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(kept)}
     state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(kept)}
-    optional = ("item_embedding.weight", *_ADDED.values())
+    optional = ("item_embedding.weight", "unseen_bias", *_ADDED.values())
     new = {name for name in own if name.startswith(optional) and name not in state}
     if "item_embedding.weight" in state and "item_embedding.weight" not in own:
         raise UserError(f"{path}: has id embeddings, which this stage does not; use --train_stage=transductive_ft")
     if "item_embedding.weight" in own and "item_embedding.weight" not in new:
         _check_items(checkpoint["item_tokens"], item_tokens, path)
     missing = [name for name in own if name not in state and name not in new]
-    unexpected = [name for name in state if name not in own]
+    unexpected = [name for name in state if name not in own and name != "unseen_bias"]
     reshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
     if missing or unexpected or reshaped:
         raise UserError(f"{path}: has another architecture: {_difference(state, own, missing, unexpected, reshaped)}")

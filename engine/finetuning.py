@@ -28,6 +28,7 @@ from engine.reporting import (
 from engine.runs import identify
 from engine.trainer import Trainer
 from engine.training_state import Progress
+from engine.unseen import choose_unseen_bias
 from layers.encoder import AllPositions
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ def _start(config, model, dataset, batches, evaluation, checkpoint, tokens):
         model.start_ids(dataset.sequences("train"))
         if learns:
             start_history(model, batches)
+            choose_unseen_bias(model, evaluation)
         untrained = evaluation(model, "valid", show)
         if not checkpoint:
             return untrained
@@ -88,6 +90,9 @@ def _start(config, model, dataset, batches, evaluation, checkpoint, tokens):
         model.item_to_item.switch_off()  # the model learns without these logits
     if learns and checkpoint.get("train_stage") == "pretrain":
         start_history(model, batches, "history_mean")
+        choose_unseen_bias(model, evaluation)
+    if config["unseen_bias"] is not None:
+        model.unseen_bias.fill_(config["unseen_bias"])
     metrics = evaluation(model, "valid", show)
     gain = (metrics[metric] - untrained[metric]) * (1 if config["valid_metric_bigger"] else -1) if not own else 0
     if gain < 0:
@@ -165,9 +170,14 @@ def _train_and_test(config, model, batches, evaluation, path, run, watch, item_t
     if config["epochs"] > 0:
         trainer = Trainer(config, model, path, item_tokens, run)
         progress = trainer.fit(batches, lambda model: evaluation(model, "valid", show), start=start)
-        if getattr(model, "item_to_item", None) is not None:
-            with watch("evaluate"):
-                progress.best_metrics = add_item_to_item(model, evaluation)
+        with watch("evaluate"):
+            changed = hasattr(model, "unseen") and choose_unseen_bias(model, evaluation)
+            if getattr(model, "item_to_item", None) is not None:
+                add_item_to_item(model, evaluation)
+                changed = True
+            if changed:
+                progress.best_metrics = evaluation(model, "valid", show)
+        if changed:
             trainer.save(path, optimizer=False, epoch=progress.best_epoch)
     with watch("evaluate"):
         valid = progress.best_metrics or evaluation(model, "valid", show)

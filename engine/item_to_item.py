@@ -12,7 +12,7 @@ ROWS = 20_000  # of valid are enough
 logger = logging.getLogger(__name__)
 
 
-def add_item_to_item(model, evaluation: Evaluation) -> dict[str, float]:
+def add_item_to_item(model, evaluation: Evaluation) -> None:
     """Fit `model.item_to_item` to the training sequences, and set its factor and decay.
 
     They are those with the best `valid_metric`, on at most `ROWS` rows of valid. The factor may be 0.
@@ -21,11 +21,8 @@ def add_item_to_item(model, evaluation: Evaluation) -> dict[str, float]:
         model: a UniSRec in the transductive stage, or another model with `item_to_item` and `temperature`. What it
             has learned stays as it is.
         evaluation: of the data set on which the model was trained.
-
-    Returns:
-        The metrics of the model on valid, all rows.
     """
-    part, config = model.item_to_item, evaluation.config
+    part = model.item_to_item
     part.switch_off()
     part.fit(evaluation.dataset.sequences("train"))
     choices = list(itertools.product(DECAYS, FACTORS))
@@ -40,17 +37,32 @@ def add_item_to_item(model, evaluation: Evaluation) -> dict[str, float]:
                 changed[:, 1:] += factor * sums
                 yield changed
 
-    tables = evaluation.compare(model, variants, 1 + len(choices), "valid", ROWS)
-    name, k = _metric(config["valid_metric"])
-    found = [mean_metrics(table, [name], [k])[f"{name}@{k}"] for table in tables]
-    best = max(range(len(found)), key=found.__getitem__)  # the first of equal ones, so rather none
-    logger.info("item to item: %s@%d on valid %.4f without, %.4f with the best factor", name, k, found[0], found[best])
+    best, told = best_variant(model, evaluation, variants, 1 + len(choices))
+    logger.info("item to item: %s factor", told)
     if best:
         decay, factor = choices[best - 1]
         part.decay.fill_(decay)
         part.factor.fill_(factor)
         logger.info("item to item: factor %g, decay %g", factor, decay)
-    return evaluation(model, "valid", bool(config["show_progress"]))
+
+
+def best_variant(model, evaluation: Evaluation, variants, count: int) -> tuple[int, str]:
+    """The variant of a model's scores with the best `valid_metric`, on at most `ROWS` rows of valid.
+
+    Args:
+        model: the model.
+        evaluation: of its data set.
+        variants: see `Evaluation.compare`. The first one leaves the scores as they are.
+        count: the number of variants.
+
+    Returns:
+        The number of the variant, the first of equal ones, and in words what it gains.
+    """
+    tables = evaluation.compare(model, variants, count, "valid", ROWS)
+    name, k = _metric(evaluation.config["valid_metric"])
+    found = [mean_metrics(table, [name], [k])[f"{name}@{k}"] for table in tables]
+    best = max(range(len(found)), key=found.__getitem__)
+    return best, f"{name}@{k} on valid {found[0]:.4f} without, {found[best]:.4f} with the best"
 
 
 def _metric(valid_metric):

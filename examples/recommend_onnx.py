@@ -28,7 +28,7 @@ class OnnxRecommender:
     def add_items(self, texts: np.ndarray) -> None:
         """Add items as new rows. `texts` are vectors of the text encoder, float32 [n, D], n at least 1."""
         self.vectors = np.concatenate([self.vectors, self.items.run(None, {"texts": texts})[0]])
-        self.added = np.append(self.added, np.full(len(texts), self.scoring["unseen_bias"], np.float32))
+        self.added = np.append(self.added, np.zeros(len(texts), np.float32))
 
     def scores(self, history: list[int]) -> np.ndarray:
         """The scores of all rows, float32 [N], for a history of rows, oldest first."""

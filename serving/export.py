@@ -102,7 +102,7 @@ def export(folder: str) -> None:
 
 def _scoring(recommender, checksum) -> dict[str, Any]:
     """What a score has beside the cosine. Logits are multiplied by the temperature, as a score is a cosine."""
-    model, unseen_bias = recommender.model, recommender.bias_of_unseen()
+    model, unseen_bias = recommender.model, recommender.unseen_biases()[0]
     bias, weights = model.history_bias, model.item_to_item
     used = weights is not None and weights.factor
     return {

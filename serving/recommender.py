@@ -79,7 +79,8 @@ class Recommender:
         encoding: `encoder` and `pooling` of the text features that the model was trained on.
         max_history: how many items of a history the model sees.
         unseen_bias: added to the logits of items that were not in the training data, unless all are new. Above 0, new
-            items are recommended more often.
+            items are recommended more often. None: items of the catalogue have the bias of the model, items that were
+            added later have none. It is not saved.
     """
 
     def __init__(self, model: UniSRec, content: Mapping[str, Any]):
@@ -87,14 +88,16 @@ class Recommender:
         self.encoding = _encoding_of(content)
         self.texts: dict[str, str] = {}
         self.columns: dict[str, Mapping[str, str]] = {}
-        self.max_history, self.unseen_bias = model.max_seq_length, model.unseen_bias
+        self.max_history = model.max_seq_length
+        self.unseen_bias: float | None = None
         self._slots: dict[str, int] = {}  # the row of an item in the tables. The row of a removed item stays empty
         self._ids: list[str | None] = []  # the item of each row
-        self._counts: list[int] = []  # how often the item of each row occurs in the training data
+        self._counts: list[int | None] = []  # how often the item of each row occurs in the training data; see `append`
         self._units = torch.zeros(0, model.hidden_size)  # whole blocks, padded with zeros
         self._lengths = torch.zeros(0, 1)
         self._present = torch.zeros(0, dtype=torch.bool)  # whether a row has an item
         self._unseen = torch.zeros(0, dtype=torch.bool)  # whether the item of a row was not in the training data
+        self._new = torch.zeros(0, dtype=torch.bool)  # whether it was added later
         self._trained = model.n_items - 1  # the first rows are the items that the model was built for
         self._index: Any = None  # a `serving.index.Index` of all items. None: exact search
         self._encoder: Encoder | None = None
@@ -119,7 +122,7 @@ class Recommender:
                 texts are encoded and whitened with the statistics of this catalogue.
             columns: of these items, to show with them.
             index: whether to search with an approximate index, see `build_index`. None: above a million items.
-            unseen_bias: see the attribute. None: as the model was trained.
+            unseen_bias: see the attribute.
 
         Raises:
             UserError: the bundle is damaged, or has no items and none are given, or has items and some are given.
@@ -138,8 +141,7 @@ class Recommender:
         recommender = cls._with_catalogue(content, items) if items else cls._with_own_items(folder, content)
         if items:
             recommender.show(columns or {})
-        if unseen_bias is not None:
-            recommender.unseen_bias = unseen_bias
+        recommender.unseen_bias = unseen_bias
         if index or (index is None and len(recommender) > _EXACT_UP_TO):
             recommender.build_index()
         return recommender
@@ -188,9 +190,8 @@ class Recommender:
         shown = [self.columns.get(item or "", {}) for item in self._ids]
         names = dict.fromkeys(name for columns in shown for name in columns)
         more = {name: [columns.get(name) for columns in shown] for name in names}
-        table = pl.DataFrame(own | more, schema_overrides={"id": pl.String})
+        table = pl.DataFrame(own | more, schema_overrides={"id": pl.String, "count": pl.Int64})
         content = self._content | {"state_dict": self.model.state_dict(), "train_stage": self.model.train_stage}
-        content["config"] = content["config"] | {"unseen_bias": self.unseen_bias}
         vectors = (self._units * self._lengths * self._present[:, None])[:rows]
         write_bundle(folder, content, (table, vectors))
 
@@ -236,7 +237,7 @@ class Recommender:
             slots = [self._slots[names[number]] for number in known]
             self._set(slots, vectors[known] + self._id_embeddings(slots))
             self.texts |= {names[number]: texts[number] for number in known}
-        self.append([names[n] for n in new], [texts[n] for n in new], vectors[new], [0] * len(new))
+        self.append([names[n] for n in new], [texts[n] for n in new], vectors[new], [None] * len(new))
 
     def show(self, columns: Columns) -> None:
         """Replace the columns to show of items: raw id -> name -> value.
@@ -289,22 +290,26 @@ class Recommender:
         if self._index is not None:
             self._index.remove(torch.tensor(slots))
 
-    def append(self, ids: Sequence[str | None], texts: Sequence[str], vectors: Tensor, counts: Sequence[int]) -> None:
+    def append(
+        self, ids: Sequence[str | None], texts: Sequence[str], vectors: Tensor, counts: Sequence[int | None]
+    ) -> None:
         """Add n items whose representations are known.
 
         Args:
             ids: the raw ids, all new. None is an empty row.
             texts: their texts.
             vectors: float32 [n, H].
-            counts: how often each occurs in the training data.
+            counts: how often each occurs in the training data. None: it was added later.
         """
         start, end = len(self._ids), len(self._ids) + len(ids)
         room = max(-(-end // BLOCK) * BLOCK - len(self._units), 0)
         self._units, self._lengths = (F.pad(table, (0, 0, 0, room)) for table in (self._units, self._lengths))
-        self._present, self._unseen = (F.pad(table, (0, room)) for table in (self._present, self._unseen))
+        tables = self._present, self._unseen, self._new
+        self._present, self._unseen, self._new = (F.pad(table, (0, room)) for table in tables)
         self._set(slice(start, end), vectors)
         self._present[start:end] = torch.tensor([item is not None for item in ids], dtype=torch.bool)
-        self._unseen[start:end] = torch.tensor(counts) == 0
+        self._unseen[start:end] = torch.tensor([not count for count in counts], dtype=torch.bool)
+        self._new[start:end] = torch.tensor([count is None for count in counts], dtype=torch.bool)
         self._ids += ids
         self._counts += counts
         self.texts |= {item: text for item, text in zip(ids, texts, strict=True) if item is not None}
@@ -373,7 +378,7 @@ class Recommender:
             candidates[[self._slot(item, "allowed") for item in allowed]] = True
         found = []
         for start in range(0, len(rows), batch_size):
-            if allowed is None and self._index is not None and not self.bias_of_unseen():
+            if allowed is None and self._index is not None and self._unseen_scores() is None:
                 found += self._best_of_index(rows[start : start + batch_size], k, exclude_history)
             else:
                 found += self._best(rows[start : start + batch_size], k, candidates, exclude_history)
@@ -504,8 +509,9 @@ class Recommender:
             k: the number of recommendations.
         """
         best = self.recommend(histories, k)
+        bias = 0.0 if self._unseen_scores() is None else self.unseen_biases()[1]
         states = self._unit_states(*self._padded([self._rows(each, "error") for each in histories]))
-        scores = (states @ F.normalize(vector, dim=-1) + self.bias_of_unseen()).tolist()
+        scores = (states @ F.normalize(vector, dim=-1) + bias).tolist()
         ranks = [1 + sum(item.score >= score for item in found) for found, score in zip(best, scores, strict=True)]
         return [rank if rank <= k else None for rank in ranks]
 
@@ -537,15 +543,18 @@ class Recommender:
         if not any(self._counts):
             raise UserError("history: is empty, and this model knows no popular items; give at least one item")
         logger.warning("a history is empty: the most popular items are recommended")
-        return F.pad(torch.tensor(self._counts, dtype=torch.float), (0, len(self._units) - len(self._counts)))
+        return F.pad(
+            torch.tensor([count or 0 for count in self._counts], dtype=torch.float),
+            (0, len(self._units) - len(self._counts)),
+        )
 
     def _model_scores(self, ids, lengths):
         """Scores for histories from `_padded`, float [B, rows]."""
         return self._add_logits(self._products(self._unit_states(ids, lengths)), ids, lengths)
 
     def unseen_rows(self) -> list[int]:
-        """The rows of the items that were not in the training data, as in the table of a saved bundle."""
-        return self._unseen[: len(self._ids)].nonzero()[:, 0].tolist()
+        """The rows of the items of the catalogue that were not in the training data, as in the table of the bundle."""
+        return (self._unseen & ~self._new)[: len(self._ids)].nonzero()[:, 0].tolist()
 
     def _unit_states(self, ids, lengths):
         """User vectors of length 1, float [B, H]."""
@@ -562,14 +571,21 @@ class Recommender:
         if model.item_to_item is not None and model.item_to_item.factor:
             known = ids.masked_fill(ids > self._trained, 0)  # new items have no weights
             scores[:, : self._trained] += model.item_to_item.logits(known, lengths, model.temperature)
-        if self.bias_of_unseen():
-            scores[:, self._unseen] += self.bias_of_unseen()
-        return scores
+        unseen = self._unseen_scores()
+        return scores if unseen is None else scores + unseen
 
-    def bias_of_unseen(self) -> float:
-        """What is added to the score of an item that was not in the training data."""
-        any_seen = bool((~self._unseen[: len(self._ids)]).any())
-        return self.unseen_bias * self.model.temperature if any_seen else 0.0
+    def unseen_biases(self) -> tuple[float, float]:
+        """What is added to the score of an item of the catalogue that was not in the training data, and to that of an
+        item that was added later."""
+        own = self.model.unseen_bias if self.unseen_bias is None else self.unseen_bias
+        return float(own or 0) * self.model.temperature, float(self.unseen_bias or 0) * self.model.temperature
+
+    def _unseen_scores(self):
+        """What is added to the scores of all rows, float [rows]. None if it makes no difference."""
+        biases = self.unseen_biases()
+        if not any(biases) or self._unseen[: len(self._ids)].all():
+            return None
+        return self._unseen * torch.where(self._new, biases[1], biases[0])
 
     def _products(self, units):
         """Cosines with all items, block by block: float [B, H] -> float [B, rows]."""

@@ -406,7 +406,7 @@ def test_items_without_interactions_are_in_no_softmax(sampled, folder):
 def test_the_bias_of_unseen_items_is_added_to_their_logits(stage, folder):
     plain, dataset = open_model(stage, folder, holdout_items=0.3)
     model, _ = open_model(stage, folder, holdout_items=0.3, unseen_bias=2.0)
-    model.load_state_dict(plain.state_dict())
+    model.load_state_dict(plain.state_dict() | {"unseen_bias": torch.tensor(2.0)})
     unseen = np.setdiff1d(np.arange(1, model.n_items), dataset.sequences("train").items)
     assert len(unseen) > 5
     rows = dataset.build()[2][slice(None)]
@@ -607,6 +607,7 @@ def test_the_parts_that_are_not_in_the_paper_add_these_tensors(folder):
     whitening = {"whitening.0.mean": (24,), "whitening.0.matrix": (24, 24)}
     history = {"history_mean.recency": (50,), "history_mean.weight": (), "history_bias.weight": (8,)}
     weights = {"columns": (40, 40), "values": (40, 40), "factor": (), "decay": ()}  # of 40 items, all are kept
+    history["unseen_bias"] = ()
     assert added == whitening | history | {f"item_to_item.{name}": shape for name, shape in weights.items()}
 
 

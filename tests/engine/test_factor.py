@@ -36,10 +36,11 @@ def opened(tmp_path):
 @pytest.mark.parametrize("metric", ["NDCG@5", "Recall@3"])
 def test_the_choice_is_the_best_of_all_evaluations(opened, metric):
     model, evaluation = opened(valid_metric=metric)
-    metrics = add_item_to_item(model, evaluation)
+    add_item_to_item(model, evaluation)
     part = model.item_to_item
     chosen = float(part.decay), float(part.factor)
-    assert metrics == evaluation(model, "valid") and part.values.any()
+    metrics = evaluation(model, "valid")
+    assert part.values.any()
     found = {}
     for decay, factor in [(1.0, 0.0), *itertools.product(DECAYS, FACTORS)]:
         part.decay.fill_(decay)
@@ -53,7 +54,8 @@ def test_logits_that_help_nobody_are_left_out(opened, monkeypatch, caplog):
     monkeypatch.setattr(ItemToItem, "fit", lambda self, sequences: None)  # so all weights are 0
     before = evaluation(model, "valid")
     with caplog.at_level(logging.INFO):
-        assert add_item_to_item(model, evaluation) == before and not model.item_to_item.factor
+        add_item_to_item(model, evaluation)
+    assert evaluation(model, "valid") == before and not model.item_to_item.factor
     line = f"ndcg@5 on valid {before['ndcg@5']:.4f} without, {before['ndcg@5']:.4f} with the best factor"
     assert line in caplog.text and "decay" not in caplog.text
 
