@@ -59,6 +59,8 @@ def _only_service_of(folder: str) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: another process serves it; stop it, or serve a copy of the folder") from None
+        except OSError:  # this file system has no locks
+            pass
         yield
     finally:
         os.close(handle)

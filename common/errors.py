@@ -23,7 +23,9 @@ def run_command(main: Callable[[list[str]], object], argv: list[str] | None = No
         argv: default: the arguments of this process.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()  # only there, Python receives signals
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
+    before = signal.getsignal(signal.SIGTERM)
+    if in_main_thread and before != signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
