@@ -54,7 +54,7 @@ def config_for(model, small, **options):
     command, stage = ("finetune", {"train_stage": "inductive_ft"}) if is_unisrec else ("baseline", {})
     config = build_config(model, "Small", command, {"MAX_ITEM_LIST_LENGTH": LONGEST, "epochs": 1, **stage, **options})
     for key, value in SIZES.items():  # not every model has each of them
-        config[key] = value
+        config[key] = 1 if (model, key) == ("ZESRec", "n_exps") else value
     if config["model"] == "S3Rec":
         config["train_stage"] = "finetune"  # the other stage does not predict the next item
     if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE:
