@@ -109,7 +109,7 @@ def run_baseline(config):
     start_logging(config)
     if not entry(config.model_class).trains:
         config["epochs"] = 0
-    path = config["pre_model_path"] if hasattr(config.model_class, "only_pretrained") else None
+    path = config["pre_model_path"] if hasattr(config.model_class, "only_pretrained") else ""
     checkpoint = read_checkpoint(path) if path else None
     if checkpoint:
         adopt_settings(config, checkpoint, path)
