@@ -322,7 +322,8 @@ class UniSRec(AllPositions, SASRec):
             values = self.unseen * (self.unseen_bias * self.temperature)
             parts.append(DenseLogits(values.expand(len(lengths), -1)))
         if self.item_to_item is not None and self.item_to_item.factor:
-            parts.append(DenseLogits(self.item_to_item.logits(history, lengths, self.temperature)))
+            logits = self.item_to_item.logits(history, lengths, self.temperature)
+            return DenseLogits(SumOfLogits(tuple(parts)).add_to(logits))  # these logits are dense in any case
         return SumOfLogits(tuple(parts)) if parts else None
 
     def score(self, unit_states: Tensor, unit_items: Tensor) -> Tensor:
