@@ -32,7 +32,7 @@ from layers.adaptor import MoEAdaptor
 from layers.encoder import AllPositions, RowsAsBatch
 from layers.history import HistoryBias, HistoryMean
 from layers.item_to_item import ItemToItem, spectral_vectors
-from layers.items import ItemTable, distinct_ids
+from layers.items import ItemTable, distinct_ids, look_up
 from layers.logits import DenseLogits, SumOfLogits
 from layers.losses import catalogue_cross_entropy, cross_entropy, draw_negatives, in_batch_contrastive, keep_local
 from layers.ranking import ranks_in_blocks
@@ -176,8 +176,7 @@ class UniSRec(AllPositions, SASRec):
 
     def item_representations(self, ids: list[Tensor]) -> list[Tensor]:
         """Represent items, each distinct item once: list of int64 [...] -> list of float [..., H]."""
-        table = self._distinct_items(ids)
-        return [table[part] for part in ids]
+        return look_up(ids, self.represent_items)
 
     def _distinct_items(self, ids):
         distinct = distinct_ids(ids)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from baselines.sasrec import SASRec
 from baselines.texts import TextProjection
 from layers.encoder import AllPositions
-from layers.items import ItemTable, distinct_ids
+from layers.items import look_up
 
 
 class FDSA(SASRec):
@@ -36,20 +36,15 @@ class FDSA(SASRec):
 
     def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
         """Sequence representations: histories int64 [B, L] and their lengths int64 [B] -> float [B, H]."""
-        (features,) = self._features([item_seq])
+        (features,) = look_up([item_seq], self.texts)
         states = self.encode_last(self.item_embedding(item_seq), item_seq_len)
         return self._join(states, self.feature_stream.encode_last(features, item_seq_len))
 
     def states(self, batch) -> Tensor:
         """The sequence representation at each scored position, float [P, H]."""
         states = super().states(batch)
-        return self._join(states, self.feature_stream.encode_scored(self._features(batch.items), batch.scored))
-
-    def _features(self, ids):
-        """The projected texts of items, each distinct item once: list of int64 [...] -> list of float [..., H]."""
-        distinct = distinct_ids(ids)
-        table = ItemTable(distinct, self.texts(distinct))
-        return [table[part] for part in ids]
+        features = look_up(batch.items, self.texts)
+        return self._join(states, self.feature_stream.encode_scored(features, batch.scored))
 
     def _join(self, states, feature_states):
         return self.dropout(self.LayerNorm(self.concat_layer(torch.cat([states, feature_states], -1))))

@@ -91,7 +91,7 @@ def _start(config, model, dataset, batches, evaluation, checkpoint, tokens):
     if learns and checkpoint.get("train_stage") == "pretrain":
         start_history(model, batches, "history_mean")
         choose_unseen_bias(model, evaluation)
-    if config["unseen_bias"] is not None:
+    if config["unseen_bias"] is not None and model.unseen_bias is not None:
         model.unseen_bias.fill_(config["unseen_bias"])
     metrics = evaluation(model, "valid", show)
     gain = (metrics[metric] - untrained[metric]) * (1 if config["valid_metric_bigger"] else -1) if not own else 0

@@ -1,5 +1,7 @@
 """The items of a batch, each represented once. U distinct items, H hidden size."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +11,21 @@ def distinct_ids(ids: list[Tensor], first: int = 1) -> Tensor:
     """The distinct ids in several int64 tensors, ascending: int64 [U]. Padding (0) is replaced by the item `first`, the
     smallest id that occurs."""
     return torch.cat([part.flatten() for part in ids]).clamp(min=first).unique()
+
+
+def look_up(ids: list[Tensor], represent: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Represent items, each distinct item once.
+
+    Args:
+        ids: int64 [...] each. Padding (0) gets the representation of some item.
+        represent: the representations of distinct ids, int64 [U] -> float [U, H].
+
+    Returns:
+        float [..., H] each.
+    """
+    distinct = distinct_ids(ids)
+    table = ItemTable(distinct, represent(distinct))
+    return [table[part] for part in ids]
 
 
 class ItemTable:

@@ -33,7 +33,7 @@ class Index:
         # Codes are never removed: FAISS 1.15 writes wrong codes if codes are added after others were removed
         self._rows = np.zeros(0, np.int64)  # the row of each code
         self._valid = np.zeros(0, bool)  # whether a code is that of an item
-        self._codes = np.zeros(0, np.int64)  # the newest code of each row, -1 if there is none
+        self._codes = np.zeros(0, np.int64)  # by row: the code that was added last, or -1
         for part in rows.split(_AT_ONCE):
             self.set(part, units[part])
 
